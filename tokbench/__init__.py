@@ -1,0 +1,3 @@
+"""tokbench: benchmark and evaluation suite for image, video and audio tokenizers."""
+
+__version__ = "0.1.0"

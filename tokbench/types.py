@@ -1,0 +1,168 @@
+"""The tensors and protocols that tokenizers, metrics and the engine exchange, for all three modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from tokbench.spec import Card, MetricSpec, TokenizerSpec
+
+State = dict[str, Tensor]
+"""Sums of a corpus metric: float64 or int64 tensors that merge by key-wise addition; a missing key is zero."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The indices one codebook emitted for a batch.
+
+    Attributes:
+        codebook: Identifies the table; streams that share one table share the id.
+        codebook_size: Entries of the table.
+        indices: (B, *grid) int64 in [0, codebook_size).
+        lengths: (B,) valid tokens along the last axis of a ragged batch; None when every token counts.
+    """
+
+    codebook: str
+    codebook_size: int
+    indices: Tensor
+    lengths: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Code:
+    """What `encode` emits for a batch of B rows: streams, latents, or payload bytes.
+
+    Attributes:
+        streams: Discrete tokens, one stream a codebook (parallel, residual, multi-scale).
+        latents: (B, C, *grid) continuous code.
+        payload: One byte string a row (classical codecs): the whole bit stream a receiver needs.
+        side: What `decode` needs beside them, e.g. a scale: tensors whose first axis is the batch.
+        side_bits: Bits a row of `side` costs to send; counted in every rate.
+    """
+
+    streams: tuple[Stream, ...] = ()
+    latents: Tensor | None = None
+    payload: tuple[bytes, ...] | None = None
+    side: Mapping[str, Tensor] = field(default_factory=dict)
+    side_bits: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch as metrics see it: canonical range, float32, on the device.
+
+    Attributes:
+        keys: B stable sample keys.
+        reference: Exactly what was encoded: (B, 3, H, W), (B, 3, T, H, W) or (B, C, T).
+        reconstruction: Same shape, clamped to the canonical range, the protocol's rounding applied.
+        raw: The decoder's own output in the canonical range, un-padded, neither clamped nor rounded.
+        code: What the tokenizer emitted for this batch.
+        spec: Of the tokenizer.
+        sample_rate: Hz (audio), else None.
+        fps: Frames a second (video) when known, else None.
+        groups: The file each row was cut from (clips of one video share it).
+        annotations: Ground truth per row that a dataset carries (text boxes, key points), else empty mappings.
+    """
+
+    keys: tuple[str, ...]
+    reference: Tensor
+    reconstruction: Tensor
+    raw: Tensor
+    code: Code
+    spec: TokenizerSpec
+    sample_rate: int | None = None
+    fps: float | None = None
+    groups: tuple[str, ...] = ()
+    annotations: tuple[Mapping[str, object], ...] = ()
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """A published tokenizer behind two methods. Duck-typed: no base class is needed.
+
+    `encode` takes (B, 3, H, W), (B, 3, T, H, W) or (B, C, T) float32 in `spec.input_range`, padded to `spec.downsample`, on
+    the device of the tokenizer; `decode` returns the same shape in the same range (a decoder of sound may be a few samples
+    short or long; the engine cuts and counts). Neither may keep state between calls.
+    A tokenizer that holds a torch module also has `to(device, dtype)`, see `Movable`.
+    """
+
+    @property
+    def spec(self) -> TokenizerSpec: ...
+
+    def encode(self, x: Tensor) -> Code: ...
+
+    def decode(self, code: Code) -> Tensor: ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A tokenizer whose compute can move: `device` as torch spells it, `dtype` one of float32, bfloat16, float16."""
+
+    def to(self, device: str, dtype: str) -> None: ...
+
+
+Weights = Mapping[str, Path]
+"""Role -> local file, for every `WeightFile` of a card, found and checked by `tokbench.weights`."""
+
+AdapterFactory = Callable[[Card, Weights], Tokenizer]
+"""How the registry builds a tokenizer that has a card. A class named as `path.py:Class` is called as `Class(**options)`."""
+
+
+class PerSample(Protocol):
+    """A metric with one value a row: PSNR, SSIM, SI-SDR. The engine keeps the rows and derives mean, interval and pairing.
+
+    Returns column name -> (B,) float64 tensor on any device. NaN means "undefined for this row" and is stored as null with
+    `undefined` as the reason. A row's value must not depend on the rest of its batch, to the bit on CPU.
+    """
+
+    @property
+    def spec(self) -> MetricSpec: ...
+
+    def __call__(self, sample: Sample) -> Mapping[str, Tensor]: ...
+
+
+class Summarising(Protocol):
+    """A per-sample metric that also derives corpus numbers from its stored rows (pooled PSNR, per-video PSNR, bpp)."""
+
+    def summarise(self, rows: Mapping[str, Sequence[float | None]], groups: Sequence[str]) -> Mapping[str, float | None]:
+        """Return corpus columns from row columns in key order; must not depend on shards or batches."""
+        ...
+
+
+class Corpus(Protocol):
+    """A metric of the whole set whose states merge by addition: codebook usage, FID.
+
+    `update` returns the state with the batch added; every tensor is an exact sum (int64) or float64. `compute` returns
+    None for a column that is undefined on this set.
+    """
+
+    @property
+    def spec(self) -> MetricSpec: ...
+
+    def init(self) -> State: ...
+
+    def update(self, state: State, sample: Sample) -> State: ...
+
+    def compute(self, state: State) -> Mapping[str, float | None]: ...
+
+
+Metric = PerSample | Corpus
+
+
+def merge_states(a: State, b: State) -> State:
+    """Add two states key by key; a key only one of them has is taken as it is.
+
+    Raises:
+        ValueError: Two tensors of one key differ in shape.
+    """
+    out = dict(a)
+    for key, value in b.items():
+        mine = out.get(key)
+        if mine is not None and mine.shape != value.shape:
+            raise ValueError(f"state {key!r} has shapes {tuple(mine.shape)} and {tuple(value.shape)}; they cannot merge")
+        out[key] = value.clone() if mine is None else mine + value
+    return out
