@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 Modality = Literal["image", "video", "audio"]
@@ -148,6 +149,7 @@ class Card:
         options: Resolved options (defaults, then the card's, then the user's).
         architecture: Free-form architecture options for the adapter, from the card; part of the content key.
         points: Operating points worth a row each, as the text behind `?` (`quality=50`).
+        point_specs: Keys of `spec` that change at an operating point.
         extra: The extra of tokbench that installs what the adapter imports.
         status: `available`, `planned` or `unreleased`.
     """
@@ -161,6 +163,7 @@ class Card:
     option_specs: tuple[OptionSpec, ...] = ()
     architecture: Mapping[str, Any] = field(default_factory=dict, hash=False)
     points: tuple[str, ...] = ()
+    point_specs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     weights: tuple[WeightFile, ...] = ()
     extra: str | None = None
     licence: str = "unknown"
@@ -174,11 +177,11 @@ class Card:
     source: str = "tokbench"
 
     def identity(self) -> dict[str, Any]:
-        """Return what changes the numbers: target, spec, options and architecture, without weights or prose."""
+        """Return what changes the numbers: target, spec, options and architecture, without weights, prose or folders."""
         return {
-            "target": self.target,
+            "target": Path(self.target).name,
             "spec": asdict(self.spec),
-            "options": dict(self.options),
+            "options": {key: value for key, value in self.options.items() if key != "weights"},
             "architecture": jsonable(self.architecture),
             "source": self.source,
         }
@@ -271,7 +274,10 @@ class AudioPrepare:
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """All that changes a number and is not the tokenizer. Its hash is stored with each number.
+    """All that changes a number and is not the tokenizer.
+
+    `hash` covers what every number of a run shares; two numbers compare when it agrees and their metric's own entry in
+    `metrics` does (version, settings, weights). So adding a metric to a suite does not cut a board in two.
 
     Attributes:
         prepare: How a file becomes the reference.
@@ -293,8 +299,8 @@ class EvalProtocol:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of the protocol."""
-        return digest(self)
+        """Return the sha256 of everything but `metrics`."""
+        return digest({key: value for key, value in jsonable(self).items() if key != "metrics"})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -80,6 +80,32 @@ class Sample:
     annotations: tuple[Mapping[str, object], ...] = ()
 
 
+def take_row(sample: Sample, index: int) -> Sample:
+    """Return the batch of one that holds row `index`."""
+    one = slice(index, index + 1)
+    code = sample.code
+    streams = tuple(
+        replace(stream, indices=stream.indices[one], lengths=None if stream.lengths is None else stream.lengths[one])
+        for stream in code.streams
+    )
+    return replace(
+        sample,
+        keys=sample.keys[one],
+        reference=sample.reference[one],
+        reconstruction=sample.reconstruction[one],
+        raw=sample.raw[one],
+        groups=sample.groups[one],
+        annotations=sample.annotations[one],
+        code=replace(
+            code,
+            streams=streams,
+            latents=None if code.latents is None else code.latents[one],
+            payload=None if code.payload is None else code.payload[one],
+            side={name: value[one] for name, value in code.side.items()},
+        ),
+    )
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """A published tokenizer behind two methods. Duck-typed: no base class is needed.
@@ -115,7 +141,7 @@ AdapterFactory = Callable[[Card, Weights], Tokenizer]
 class PerSample(Protocol):
     """A metric with one value a row: PSNR, SSIM, SI-SDR. The engine keeps the rows and derives mean, interval and pairing.
 
-    Returns column name -> (B,) float64 tensor on any device. NaN means "undefined for this row" and is stored as null with
+    Returns column name -> (B,) float64 tensor on any device. NaN means "undefined for this row" and is stored as null, with
     `undefined` as the reason. A row's value must not depend on the rest of its batch, to the bit on CPU.
     """
 
@@ -128,7 +154,9 @@ class PerSample(Protocol):
 class Summarising(Protocol):
     """A per-sample metric that also derives corpus numbers from its stored rows (pooled PSNR, per-video PSNR, bpp)."""
 
-    def summarise(self, rows: Mapping[str, Sequence[float | None]], groups: Sequence[str]) -> Mapping[str, float | None]:
+    def summarise(
+        self, rows: Mapping[str, Sequence[float | None]], groups: Sequence[str]
+    ) -> Mapping[str, float | None]:
         """Return corpus columns from row columns in key order; must not depend on shards or batches."""
         ...
 
@@ -136,8 +164,8 @@ class Summarising(Protocol):
 class Corpus(Protocol):
     """A metric of the whole set whose states merge by addition: codebook usage, FID.
 
-    `update` returns the state with the batch added; every tensor is an exact sum (int64) or float64. `compute` returns
-    None for a column that is undefined on this set.
+    `update` returns a new state with the batch added and leaves the old one as it was; every tensor is an exact sum (int64)
+    or float64. `compute` returns None for a column that is undefined on this set.
     """
 
     @property
@@ -163,6 +191,8 @@ def merge_states(a: State, b: State) -> State:
     for key, value in b.items():
         mine = out.get(key)
         if mine is not None and mine.shape != value.shape:
-            raise ValueError(f"state {key!r} has shapes {tuple(mine.shape)} and {tuple(value.shape)}; they cannot merge")
+            raise ValueError(
+                f"state {key!r} has shapes {tuple(mine.shape)} and {tuple(value.shape)}; they cannot merge"
+            )
         out[key] = value.clone() if mine is None else mine + value
     return out

@@ -1,0 +1,85 @@
+"""What breaks is counted where it broke, and the rest of the run stands."""
+
+from __future__ import annotations
+
+import pytest
+
+from tokbench import contract
+from tokbench.errors import TokbenchError
+from tokbench.reconstruct import Engine
+from tokbench.registry import build_tokenizer, expand
+from tokbench.session import Request, run
+
+
+@pytest.fixture
+def score(tmp_path, pictures, suite_file, hostile):
+    def go(name: str, **more):
+        return run(
+            Request(
+                suites=(str(suite_file),), tokenizers=(f"{hostile}:{name}",), datasets=(str(pictures),),
+                output=tmp_path / "store", device="cpu", batch_size=4, **more,
+            )
+        )  # fmt: skip
+
+    return go
+
+
+def test_one_row_of_a_batch_fails_alone(score) -> None:
+    (result,) = score("FailsOnDark").results
+    assert result["samples"]["failed"] == 1
+    assert result["samples"]["failures"] == [{"key": "03.png", "reason": "RuntimeError: too dark"}]
+    assert result["metrics"]["psnr"]["n"] == 10
+    assert result["metrics"]["psnr"]["n_failed"] == 1
+
+
+def test_fail_fast_stops(score) -> None:
+    with pytest.raises(TokbenchError, match=r"03\.png: RuntimeError: too dark"):
+        score("FailsOnDark", fail_fast=True)
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(score) -> None:
+    (result,) = score("Hungry").results
+    assert result["samples"]["failed"] == 0
+    assert result["timing"]["batch_size"] == 2
+
+
+def test_a_stochastic_tokenizer_repeats_to_the_bit_and_depends_on_the_seed(score, tmp_path) -> None:
+    (first,) = score("Noisy").results
+    (again,) = score("Noisy", rerun="all").results
+    (other,) = score("Noisy", seed=1).results
+    assert first["metrics"] == again["metrics"]
+    assert first["metrics"]["psnr"]["value"] != other["metrics"]["psnr"]["value"]
+    assert first["protocol"]["hash"] != other["protocol"]["hash"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("NotANumber", "not finite"), ("WrongShape", "returned (1, 3, 32, 31)")])
+def test_a_tokenizer_that_fails_everywhere_is_a_failed_result_with_the_reason(score, name: str, reason: str) -> None:
+    report = score(name)
+    (result,) = report.results
+    assert result["status"] == "failed"
+    assert reason in result["reason"]
+    assert report.failed == 1
+    assert all(cell["value"] is None for cell in result["metrics"].values() if cell["where"] == "row")
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("NotANumber", "runs"),
+        ("WrongShape", "runs"),
+        ("BatchDependent", "batch = single"),
+        ("WrongRange", "range"),
+        ("LyingRate", "code"),
+    ],
+)
+def test_the_contract_catches_it(hostile: str, name: str, check: str) -> None:
+    tokenizer = build_tokenizer(expand([f"{hostile}:{name}"])[0], {})
+    found = contract.check(tokenizer, Engine())
+    assert not contract.passed(found)
+    assert check in [item.name for item in found if item.verdict == "fail"]
+
+
+def test_the_contract_passes_an_honest_one(mine: str) -> None:
+    found = contract.check(build_tokenizer(expand([mine])[0], {}), Engine())
+    assert contract.passed(found), found
+    assert {item.name for item in found} >= {"spec", "code", "range", "deterministic", "batch = single", "odd sizes", "rate"}

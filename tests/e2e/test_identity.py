@@ -1,0 +1,56 @@
+"""Batch size and shard count are not part of a number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tokbench.session import Request, run
+
+
+def metrics_of(request: Request) -> dict[str, object]:
+    report = run(request)
+    assert report.failed == 0
+    assert report.pending == 0
+    return {result["tokenizer"]["name"]: (result["metrics"], result["samples"]) for result in report.results}
+
+
+def request(tmp_path: Path, pictures: Path, suite_file: Path, names: tuple[str, ...], batch: int, size: int) -> Request:
+    return Request(
+        suites=(str(suite_file),), tokenizers=names, datasets=(str(pictures),), output=tmp_path / f"b{batch}-s{size}",
+        batch_size=batch, shard_size=size, device="cpu",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_batches_of_1_3_8_and_1_2_5_shards_give_the_same_bits(tmp_path, pictures, suite_file, mine) -> None:
+    names = ("resize", "jpeg?quality=30", "webp?quality=30", mine)
+    whole = metrics_of(request(tmp_path, pictures, suite_file, names, 1, 11))
+    assert {"psnr", "ssim", "mae"} <= set(whole["mine"][0])
+    for batch, size in ((3, 11), (8, 11), (1, 6), (3, 6), (8, 3), (3, 3)):
+        assert metrics_of(request(tmp_path, pictures, suite_file, names, batch, size)) == whole, (batch, size)
+
+
+@pytest.mark.slow
+def test_a_network_whose_card_says_close_stays_within_its_tolerance(tmp_path, pictures, suite_file) -> None:
+    names = ("tokbench-tiny-image",)
+    whole, _ = metrics_of(request(tmp_path, pictures, suite_file, names, 1, 11))["tokbench-tiny-image"]
+    for batch, size in ((3, 11), (8, 3)):
+        other, _ = metrics_of(request(tmp_path, pictures, suite_file, names, batch, size))["tokbench-tiny-image"]
+        assert other["psnr"]["value"] == pytest.approx(whole["psnr"]["value"], abs=0.02)
+        assert other["codebook_perplexity"]["value"] == pytest.approx(whole["codebook_perplexity"]["value"], rel=0.02)
+        assert other["tokens"]["value"] == whole["tokens"]["value"]
+
+
+def test_rows_stand_once_and_in_key_order(tmp_path, pictures, suite_file, mine) -> None:
+    from tokbench.rows import read_rows
+
+    run(request(tmp_path, pictures, suite_file, (mine,), 3, 2))
+    (path,) = (tmp_path / "b3-s2").glob("*/*/*/rows.parquet")
+    keys = [row.key for row in read_rows(path)]
+    assert keys == sorted(set(keys))
+    assert len(keys) == 11
+    result = json.loads((path.parent / "result.json").read_text())
+    assert result["metrics"]["psnr"]["n"] == 11

@@ -1,0 +1,1 @@
+"""An installable plugin: its catalog is the TOML beside this file."""

@@ -1,0 +1,53 @@
+"""The command line: one file a verb; progress and notices go to stderr, data to stdout."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tokbench import __version__
+from tokbench.cli import check, leaderboard, listing, plan, run, show
+from tokbench.errors import NotAvailable, TokbenchError
+
+app = typer.Typer(
+    name="tokbench",
+    help="Benchmark and evaluation suite for image, video and audio tokenizers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": None},
+)
+app.command("run")(run.run)
+app.command("plan")(plan.plan)
+app.command("list")(listing.list_)
+app.command("show")(show.show)
+app.command("check")(check.check)
+app.command("leaderboard")(leaderboard.leaderboard)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tokbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Benchmark and evaluation suite for image, video and audio tokenizers."""
+
+
+def main() -> None:
+    """Run the CLI. Exit codes: 0 done, 1 something failed, 2 wrong use or something absent, 130 interrupted."""
+    try:
+        app()
+    except NotAvailable as error:
+        typer.echo(f"tokbench: {error.message}\n  fix: {error.fix}", err=True)
+        sys.exit(2)
+    except TokbenchError as error:
+        typer.echo(f"tokbench: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("tokbench: interrupted; finished shards are kept, run again to go on", err=True)
+        sys.exit(130)

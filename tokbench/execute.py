@@ -1,0 +1,173 @@
+"""Does one job in this process: loads the tokenizer once, checks its contract, evaluates the shard, writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tokbench.contract import check, passed
+from tokbench.data import DecodePool, Manifest, Source
+from tokbench.device import DTYPES
+from tokbench.errors import NotAvailable, TokbenchError
+from tokbench.evaluate import BatchSize, applies, evaluate
+from tokbench.plan import Job, Run, Shard
+from tokbench.provenance import provenance, utc_now
+from tokbench.reconstruct import Engine
+from tokbench.registry import build_metric, build_tokenizer
+from tokbench.spec import digest
+from tokbench.store import Store, write_json
+from tokbench.types import Metric, Tokenizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How jobs are done; nothing here changes a number.
+
+    Attributes:
+        output: The result store.
+        decode_workers: Processes that decode ahead of the device, `auto` by dataset size.
+        fail_fast: Stop at the first failed row.
+        argv: The command line, for provenance.
+    """
+
+    output: Path
+    device: str = "cpu"
+    batch_size: BatchSize = "auto"
+    decode_workers: int | Literal["auto"] = "auto"
+    fail_fast: bool = False
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job made light enough to send to another process: the shard's keys in place of the whole manifest."""
+
+    run: Run
+    shard: Shard
+    source: Source
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job. `busy` means another process holds it."""
+
+    status: Literal["done", "busy", "failed"]
+    state: str = ""
+    reason: str = ""
+    fix: str = ""
+
+
+def work_of(job: Job, source: Source) -> Work:
+    """Cut a job down to what a worker needs."""
+    keys = tuple(key for key, _ in job.run.manifest.entries[job.shard.start : job.shard.stop])
+    return Work(replace(job.run, manifest=Manifest(())), job.shard, source, keys)
+
+
+@dataclass
+class Worker:
+    """Keeps what jobs of one process share: the last tokenizer, the metrics, and the decode pool."""
+
+    settings: Settings
+    pool: DecodePool
+    loaded: tuple[str, Tokenizer] | None = None
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+    def do(self, work: Work, progress: Callable[[int], None] | None = None) -> Outcome:
+        """Do one job, unless it is done already or another process is on it.
+
+        An error ends the job, not the run: it is returned as an outcome. With `fail_fast` it is raised.
+        """
+        store = Store(self.settings.output)
+        if store.has_shard(work.run, work.shard):
+            return Outcome("done")
+        with store.claim(work.run, work.shard) as mine:
+            if not mine:
+                return Outcome("busy")
+            if store.has_shard(work.run, work.shard):
+                return Outcome("done")
+            try:
+                self._evaluate(store, work, progress)
+            except NotAvailable as error:
+                return Outcome("failed", error.state, error.message, error.fix)
+            except TokbenchError as error:
+                if self.settings.fail_fast:
+                    raise
+                return Outcome("failed", "failed", str(error))
+            except Exception as error:
+                if self.settings.fail_fast:
+                    raise
+                return Outcome("failed", "failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Outcome("done")
+
+    def _evaluate(self, store: Store, work: Work, progress: Callable[[int], None] | None) -> None:
+        run, settings = work.run, self.settings
+        started = utc_now()
+        engine = Engine(settings.device, run.protocol.dtype, run.protocol.seed)
+        tokenizer = self._tokenizer(run, engine)
+        key = contract_key(run)
+        report = store.contract_path(run.card.spec.name, key)
+        if not report.exists():
+            checks = check(tokenizer, engine)
+            body = {"key": key, "passed": passed(checks), "checks": [asdict(item) for item in checks]}
+            write_json(report, body)
+        metrics = {name: self._metric(name) for name in run.suite.metrics}
+        result = evaluate(
+            tokenizer,
+            self.pool.stream(work.source, work.keys, run.protocol.prepare),
+            {name: metric for name, metric in metrics.items() if applies(metric, tokenizer)},
+            run.protocol,
+            engine=engine,
+            batch_size=settings.batch_size,
+            fail_fast=settings.fail_fast,
+            progress=progress,
+        )
+        about = {
+            "started": started,
+            "finished": utc_now(),
+            "threads": torch.get_num_threads(),
+            "provenance": provenance(settings.device, settings.argv),
+        }
+        store.write_shard(run, work.shard, result, about)
+
+    def _tokenizer(self, run: Run, engine: Engine) -> Tokenizer:
+        key = digest({"key": contract_key(run), "engine": engine})
+        if self.loaded is None or self.loaded[0] != key:
+            self.loaded = None  # free the old one before the new one is loaded
+            tokenizer = build_tokenizer(run.card, {role: Path(path) for role, path in run.weights.items()})
+            if hasattr(tokenizer, "to"):
+                tokenizer.to(engine.device, engine.dtype)
+            elif DTYPES[engine.dtype] is not torch.float32:
+                raise TokbenchError(f"{run.card.spec.name} has no `to`; it runs in float32 only")
+            self.loaded = (key, tokenizer)
+        return self.loaded[1]
+
+    def _metric(self, name: str) -> Metric:
+        if name not in self.metrics:
+            self.metrics[name] = build_metric(name)
+        return self.metrics[name]
+
+
+def contract_key(run: Run) -> str:
+    """Return the key of a tokenizer with its weights, under which its contract report is kept."""
+    return digest({"card": run.card.identity(), "weights": run.weights_digest})
+
+
+@contextmanager
+def worker(settings: Settings) -> Iterator[Worker]:
+    """Open a worker with its decode pool, and close the pool's processes at the end."""
+    with DecodePool(settings.decode_workers) as pool:
+        yield Worker(settings, pool)
+
+
+def contract_of(store: Store, run: Run) -> Mapping[str, object]:
+    """Return the contract report of a run's tokenizer, or a note that there is none."""
+    from tokbench.store import read_json
+
+    path = store.contract_path(run.card.spec.name, contract_key(run))
+    return read_json(path) if path.exists() else {"passed": None, "checks": []}

@@ -1,0 +1,226 @@
+"""Results on disk: shards written whole or not at all, resumed by content key, merged into one `result.json` a run.
+
+results/
+  store.json                                       schema version
+  <tokenizer>/contract-<key>.json                  what `tokbench.contract` said
+  <tokenizer>/<suite>@<protocol>/status.json       why a run is not there, while it is not
+  <tokenizer>/<suite>@<protocol>/<key>/
+      shards/<start>-<stop>-<digest>/              rows.parquet  states.safetensors  shard.json
+      rows.parquet  result.json                    written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokbench.errors import StoreError
+from tokbench.rows import Row, read_rows, write_rows
+
+if TYPE_CHECKING:
+    from tokbench.evaluate import ShardResult
+    from tokbench.plan import Run, Shard
+    from tokbench.types import State
+
+SCHEMA_VERSION = 1
+
+
+class Store:
+    """A directory of results that several processes may write at once.
+
+    Every shard is a directory that appears by one rename, so a process killed at any moment loses the shard in flight and
+    leaves no half of one. Two processes that finish one shard write the same bits; the second write is dropped.
+
+    Raises:
+        StoreError: The directory holds results of another schema version, or is not a result store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def create(self) -> None:
+        """Make the directory, or check the one that is there."""
+        marker = self.root / "store.json"
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"{self.root} is a file; name a directory with --output")
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not marker.exists():
+            write_json(marker, {"schema_version": SCHEMA_VERSION, "what": "tokbench results"})
+        version = read_json(marker).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.root} holds results of schema {version}, this is {SCHEMA_VERSION}; use another --output"
+            )
+
+    # ---------------------------------------------------------------------------------------------- shards
+
+    def run_dir(self, run: Run) -> Path:
+        """Return where a run's results live."""
+        return self.suite_dir(run) / run.key[:12]
+
+    def suite_dir(self, run: Run) -> Path:
+        """Return where all results of a tokenizer under a suite's protocol live."""
+        return self.root / slug(run.card.spec.name) / f"{slug(run.suite.name)}@{run.protocol.hash[:8]}"
+
+    def shard_dir(self, run: Run, shard: Shard) -> Path:
+        """Return where one shard's results live."""
+        return self.run_dir(run) / "shards" / shard.name
+
+    def has_shard(self, run: Run, shard: Shard) -> bool:
+        """Tell whether a shard is finished."""
+        return (self.shard_dir(run, shard) / "shard.json").exists()
+
+    def missing(self, run: Run) -> list[Shard]:
+        """Return the shards of a run that are not finished."""
+        return [shard for shard in run.shards if not self.has_shard(run, shard)]
+
+    def write_shard(self, run: Run, shard: Shard, result: ShardResult, about: Mapping[str, Any]) -> None:
+        """Write a finished shard: into a temporary directory beside its place, then one rename."""
+        from safetensors.torch import save_file
+
+        place = self.shard_dir(run, shard)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=place.parent))
+        try:
+            write_rows(scratch / "rows.parquet", result.rows)
+            tensors = {
+                f"{metric}\n{key}": tensor.detach().cpu().contiguous()
+                for metric, state in result.states.items()
+                for key, tensor in state.items()
+            }
+            save_file(tensors, scratch / "states.safetensors")
+            write_json(scratch / "shard.json", {"timing": asdict(result.timing), "shard": asdict(shard), **about})
+            try:
+                scratch.rename(place)
+            except OSError:
+                if not self.has_shard(run, shard):
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def read_shard(self, run: Run, shard: Shard) -> tuple[list[Row], dict[str, State], dict[str, Any]]:
+        """Return the rows, the corpus states by metric, and what `shard.json` says.
+
+        Raises:
+            StoreError: A file of the shard is missing or damaged; the message says which directory to delete.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        place = self.shard_dir(run, shard)
+        states: dict[str, State] = {}
+        try:
+            for name, tensor in load_file(place / "states.safetensors").items():
+                metric, _, key = name.partition("\n")
+                states.setdefault(metric, {})[key] = tensor
+            return read_rows(place / "rows.parquet"), states, read_json(place / "shard.json")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise StoreError(f"{place} is damaged ({error}); delete it and run again") from error
+
+    def forget(self, run: Run) -> None:
+        """Delete a run's results, for `--rerun all`."""
+        shutil.rmtree(self.run_dir(run), ignore_errors=True)
+
+    @contextmanager
+    def claim(self, run: Run, shard: Shard) -> Iterator[bool]:
+        """Try to be the one process that works on a shard; yields False when another one is. Freed by its death."""
+        from filelock import FileLock, Timeout
+
+        place = self.shard_dir(run, shard)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place.parent / f".{place.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    # --------------------------------------------------------------------------------------------- results
+
+    def write_result(self, run: Run, rows: Sequence[Row], result: Mapping[str, Any]) -> Path:
+        """Write a run's merged rows and then its `result.json`; a state of absence that stood there goes."""
+        place = self.run_dir(run)
+        scratch = place / f".rows-{os.getpid()}.parquet"
+        write_rows(scratch, rows)
+        scratch.replace(place / "rows.parquet")
+        write_json(place / "result.json", result)
+        (self.suite_dir(run) / "status.json").unlink(missing_ok=True)
+        return place / "result.json"
+
+    def write_status(self, run: Run, status: Mapping[str, Any]) -> None:
+        """Record why a run is not there (weights absent, failed), for boards; a finished result wins over it."""
+        place = self.suite_dir(run)
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / "status.json", status)
+
+    def read_status(self, run: Run) -> dict[str, Any] | None:
+        """Return the recorded state of absence, or None."""
+        path = self.suite_dir(run) / "status.json"
+        return read_json(path) if path.exists() else None
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Yield every result and every recorded absence, in path order.
+
+        Raises:
+            StoreError: A file is not JSON of the known schema version; the message names it.
+        """
+        if not self.root.is_dir():
+            raise StoreError(f"{self.root}: no such result store; run `tokbench run -o {self.root}` first")
+        for path in sorted([*self.root.glob("*/*/*/result.json"), *self.root.glob("*/*/status.json")]):
+            result = read_json(path)
+            if result.get("schema_version") != SCHEMA_VERSION:
+                raise StoreError(f"{path} is of schema {result.get('schema_version')}, this is {SCHEMA_VERSION}")
+            yield result
+
+    def contract_path(self, name: str, key: str) -> Path:
+        """Return where the contract report of a tokenizer with this content key is kept."""
+        return self.root / slug(name) / f"contract-{key[:12]}.json"
+
+
+def slug(name: str) -> str:
+    """Spell a name as one safe path component: no separators, no leading dot, no characters a file system refuses."""
+    safe = re.sub(r"[^A-Za-z0-9._=+,-]", "_", name)
+    return re.sub(r"^\.+", "_", safe)[:150] or "_"
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write strict JSON (no NaN) by temporary file and rename."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text by temporary file and rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".tmp-", delete=False, encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        StoreError: Not there, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise StoreError(f"{path}: not a JSON object")
+    return value

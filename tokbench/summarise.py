@@ -1,0 +1,196 @@
+"""Merges the shards of a run into the numbers a board shows: each with its n, interval, unit, version and state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from tokbench.evaluate import Timing, is_corpus
+from tokbench.plan import Run
+from tokbench.rows import Row, column_names, statistic
+from tokbench.spec import Column, MetricSpec, TokenizerSpec, jsonable
+from tokbench.store import SCHEMA_VERSION, Store
+from tokbench.types import Corpus, Metric, PerSample, State, Summarising, merge_states
+
+
+def merge(store: Store, run: Run, metrics: Mapping[str, Metric], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge all shards of a finished run, write `rows.parquet` and `result.json`, and return the result.
+
+    Args:
+        store: Holds every shard of the run.
+        run: The plan of the run.
+        metrics: All metrics of the suite by name; those that do not apply get a cell that says so.
+        about: Provenance.
+    """
+    rows: list[Row] = []
+    states: dict[str, State] = {}
+    timings: list[Timing] = []
+    shards: list[dict[str, Any]] = []
+    for shard in run.shards:
+        part, state, record = store.read_shard(run, shard)
+        rows += part
+        for name, tensors in state.items():
+            states[name] = merge_states(states.get(name, {}), tensors)
+        timings.append(Timing(**record.pop("timing")))
+        shards.append(record)
+    rows.sort(key=lambda row: row.key)
+    good = [row for row in rows if row.status == "ok"]
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "status": "complete" if good else "failed",
+        "reason": "" if good else f"every sample failed; the first: {rows[0].reason}" if rows else "no samples",
+        **head(run),
+        "samples": {
+            "total": len(run.manifest.entries),
+            "files": run.shards[-1].stop if run.shards else 0,
+            "rows": len(rows),
+            "ok": len(good),
+            "failed": len(rows) - len(good),
+            "failures": [{"key": row.key, "reason": row.reason} for row in rows if row.status == "failed"][:50],
+        },
+        "metrics": cells(run.card.spec, metrics, rows, states),
+        "timing": timing_summary(timings),
+        "provenance": {**about, "shards": shards},
+    }
+    store.write_result(run, rows, result)
+    return result
+
+
+def head(run: Run) -> dict[str, Any]:
+    """Return what identifies a run, whatever became of it."""
+    card = run.card
+    return {
+        "key": run.key,
+        "suite": run.suite.name,
+        "modality": run.suite.modality,
+        "board": list(run.suite.board),
+        "dataset": {"uri": _public_uri(run.suite.dataset), "manifest": run.manifest.digest},
+        "protocol": {"hash": run.protocol.hash, **jsonable(run.protocol)},
+        "tokenizer": {
+            "name": card.spec.name,
+            "family": card.family,
+            "kind": card.spec.kind,
+            "summary": card.summary,
+            "licence": card.licence,
+            "source": card.source,
+            "identity": jsonable(card.identity()),
+            "weights": run.weights_digest,
+        },
+    }
+
+
+def not_run(run: Run, state: str, reason: str, fix: str = "") -> dict[str, Any]:
+    """Return the record of a run that is not there: its state ("weights absent"), the reason, and what mends it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "not run",
+        "state": state,
+        "reason": reason,
+        "fix": fix,
+        **head(run),
+    }
+
+
+def cells(
+    spec: TokenizerSpec, metrics: Mapping[str, Metric], rows: Sequence[Row], states: Mapping[str, State]
+) -> dict[str, dict[str, Any]]:
+    """Return column -> cell for every metric of the suite."""
+    good = [row for row in rows if row.status == "ok"]
+    failed = len(rows) - len(good)
+    out: dict[str, dict[str, Any]] = {}
+    for name, metric in metrics.items():
+        about = metric.spec
+        if spec.modality not in about.modalities or spec.kind not in about.kinds:
+            reason = f"{about.name} is not defined for {spec.kind} {spec.modality} tokenizers"
+            bodies = {column.name: _empty("not applicable", reason) for column in about.columns}
+        elif is_corpus(metric):
+            numbers = cast("Corpus", metric).compute(states.get(name, {}))
+            bodies = {column: _corpus_cell(value, len(good), failed) for column, value in numbers.items()}
+        else:
+            bodies = _row_cells(cast("PerSample", metric), good, failed)
+        for column, body in bodies.items():
+            out[column] = {**_described(about, column), **body}
+    return dict(sorted(out.items()))
+
+
+def _described(spec: MetricSpec, column: str) -> dict[str, Any]:
+    """Return what the metric says of a column; `name/part` columns are described by `name` and shown by no board."""
+    known = {entry.name: entry for entry in spec.columns}
+    entry = known.get(column) or known.get(column.partition("/")[0]) or Column(column)
+    return {
+        "metric": spec.name,
+        "version": spec.version,
+        "unit": entry.unit,
+        "higher_is_better": entry.higher_is_better,
+        "decimals": entry.decimals,
+        "level": entry.level and "/" not in column,
+    }
+
+
+def _row_cells(metric: PerSample, rows: Sequence[Row], failed: int) -> dict[str, dict[str, Any]]:
+    known = {entry.name for entry in metric.spec.columns}
+    mine = [column for column in column_names(rows) if column.partition("/")[0] in known]
+    bodies = {column: _row_cell(column, rows, failed) for column in mine}
+    if hasattr(metric, "summarise"):
+        table = {column: [row.values.get(column) for row in rows] for column in mine}
+        derived = cast("Summarising", metric).summarise(table, [row.group for row in rows])
+        bodies |= {column: _corpus_cell(value, len(rows), failed) for column, value in derived.items()}
+    return bodies
+
+
+def _row_cell(column: str, rows: Sequence[Row], failed: int) -> dict[str, Any]:
+    found = statistic([row.values.get(column) for row in rows])
+    reasons = [row.undefined[column] for row in rows if column in row.undefined]
+    return {
+        "value": found.value,
+        "stderr": found.stderr,
+        "ci95": None if found.low is None else [found.low, found.high],
+        "n": found.n,
+        "n_undefined": len(rows) - found.n,
+        "n_failed": failed,
+        "status": "ok" if found.value is not None else "undefined",
+        "reason": reasons[0] if reasons and found.value is None else "",
+        "where": "row",
+    }
+
+
+def _corpus_cell(value: float | None, n: int, failed: int) -> dict[str, Any]:
+    body = _empty("ok" if value is not None else "undefined", "" if value is not None else "undefined on this set")
+    return {**body, "value": value, "n": n, "n_failed": failed}
+
+
+def _empty(status: str, reason: str) -> dict[str, Any]:
+    return {
+        "value": None, "stderr": None, "ci95": None, "n": 0, "n_undefined": 0, "n_failed": 0,
+        "status": status, "reason": reason, "where": "corpus",
+    }  # fmt: skip
+
+
+def timing_summary(timings: Sequence[Timing]) -> dict[str, Any]:
+    """Add the shards' timings up; per-sample figures are of warm batches, seconds."""
+    samples = sum(t.samples for t in timings)
+    encode = sum(t.encode_seconds for t in timings)
+    decode = sum(t.decode_seconds for t in timings)
+    latency = [t for t in timings if t.single_encode_seconds is not None]
+    first = latency[0] if latency else Timing()
+    return {
+        "samples": samples,
+        "batch_size": max((t.batch_size for t in timings), default=0),
+        "encode_seconds_per_sample": encode / samples if samples else None,
+        "decode_seconds_per_sample": decode / samples if samples else None,
+        "latency_encode_seconds": first.single_encode_seconds,
+        "latency_decode_seconds": first.single_decode_seconds,
+        "peak_memory_bytes": max((t.peak_memory_bytes for t in timings), default=0),
+        "length_error": max((t.length_error for t in timings), key=abs, default=0),
+        "shards": [asdict(t) for t in timings],
+    }
+
+
+def _public_uri(uri: str) -> str:
+    """Keep the scheme and the last part of a local path, so that results hold no folder of a user's machine."""
+    scheme, sign, rest = uri.partition(":")
+    if not sign or scheme in {"folder", "wds"} or len(scheme) == 1:
+        path = rest if sign and len(scheme) > 1 else uri
+        return f"{scheme if sign and len(scheme) > 1 else 'folder'}:{path.rstrip('/').rpartition('/')[2]}"
+    return uri
