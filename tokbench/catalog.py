@@ -134,7 +134,10 @@ def _card(path: Path, source: str, family: str, defaults: Mapping[str, Any], ent
         reported=tuple(_build(where, Reported, row) for row in tables["reported"]),
     )
     for point in ("", *card.points, *points):
-        at_point(card, parse_options(point))
+        try:
+            at_point(card, parse_options(point))
+        except CardError as error:
+            raise CardError(f"{path.name}: {error}") from error
     return card
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tokbench.data import Manifest, Source
@@ -124,7 +125,8 @@ def fits(card: Card, protocol: EvalProtocol) -> Absent | None:
 
 def absent(error: NotAvailable) -> Absent:
     """Turn an error about something optional into the state a board shows."""
-    return Absent(error.state, error.message, error.fix)
+    home = str(Path.home())  # results may be published: they hold no folder of a user's machine
+    return Absent(error.state, error.message.replace(home, "~"), error.fix.replace(home, "~"))
 
 
 def jobs(runs: Sequence[Run], index: int = 0, count: int = 1) -> Iterator[Job]:

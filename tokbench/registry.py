@@ -77,11 +77,14 @@ def expand(patterns: Sequence[str]) -> list[Card]:
     Raises:
         UnknownName: A name or glob that matches nothing.
         CardError: A wrong option.
+        UsageError: Two different tokenizers of one name.
     """
     found: dict[str, Card] = {}
     for pattern in patterns:
         for card in _expand_one(pattern):
-            found.setdefault(card.spec.name, card)
+            other = found.setdefault(card.spec.name, card)
+            if other.identity() != card.identity():
+                raise UsageError(f"{other.target} and {card.target} are both called {card.spec.name!r}; rename one")
     return list(found.values())
 
 

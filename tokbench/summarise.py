@@ -129,11 +129,12 @@ def _described(spec: MetricSpec, column: str) -> dict[str, Any]:
 
 
 def _row_cells(metric: PerSample, rows: Sequence[Row], failed: int) -> dict[str, dict[str, Any]]:
-    known = {entry.name for entry in metric.spec.columns}
-    mine = [column for column in column_names(rows) if column.partition("/")[0] in known]
+    known = {entry.name: entry for entry in metric.spec.columns}
+    declared = [entry.name for entry in metric.spec.columns if entry.where == "row"]
+    mine = [column for column in column_names(rows) if column.partition("/")[0] in known] if rows else declared
     bodies = {column: _row_cell(column, rows, failed) for column in mine}
     if hasattr(metric, "summarise"):
-        table = {column: [row.values.get(column) for row in rows] for column in mine}
+        table = {column: [row.values.get(column) for row in rows] for column in {*mine, *declared}}
         derived = cast("Summarising", metric).summarise(table, [row.group for row in rows])
         bodies |= {column: _corpus_cell(value, len(rows), failed) for column, value in derived.items()}
     return bodies
@@ -141,7 +142,7 @@ def _row_cells(metric: PerSample, rows: Sequence[Row], failed: int) -> dict[str,
 
 def _row_cell(column: str, rows: Sequence[Row], failed: int) -> dict[str, Any]:
     found = statistic([row.values.get(column) for row in rows])
-    reasons = [row.undefined[column] for row in rows if column in row.undefined]
+    reasons = [row.undefined[column] for row in rows if column in row.undefined] or ["no sample succeeded"]
     return {
         "value": found.value,
         "stderr": found.stderr,
@@ -150,7 +151,7 @@ def _row_cell(column: str, rows: Sequence[Row], failed: int) -> dict[str, Any]:
         "n_undefined": len(rows) - found.n,
         "n_failed": failed,
         "status": "ok" if found.value is not None else "undefined",
-        "reason": reasons[0] if reasons and found.value is None else "",
+        "reason": reasons[0] if found.value is None else "",
         "where": "row",
     }
 

@@ -10,11 +10,10 @@ from tokbench import store
 from tokbench.spec import TokenizerSpec
 from tokbench.types import Code
 
-IDENTITY = TokenizerSpec("identity-like", "image", "none")
-
-
 class _Identity:
-    spec = IDENTITY
+    def __init_subclass__(cls):
+        if "spec" not in vars(cls):
+            cls.spec = TokenizerSpec(cls.__name__.lower(), "image", "none")
 
     def encode(self, x):
         return Code(side={"x": x})
