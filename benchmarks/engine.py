@@ -42,7 +42,8 @@ def overhead(images: int, folder: Path, suite: Path, out: Path) -> None:
 
     pin_numerics()
     source = open_source(str(folder), "image")
-    rows = [row for key in source.keys() for row in load(source, key, ImagePrepare()) if isinstance(row, Item)]
+    keys = source.keys()
+    rows = [row for key in keys for row in load(source, key, ImagePrepare()) if isinstance(row, Item)]
     x = torch.from_numpy(np.stack([row.signal for row in rows])).float() / 255
     names = ("psnr", "ssim", "mae", "rate")
     metrics = [build_metric(name) for name in names]
@@ -86,10 +87,13 @@ def memory(counts: tuple[int, int], scratch: Path, suite: Path) -> None:
     peaks = []
     for count in counts:
         folder = make_pictures(scratch / f"pictures-{count}", count)
-        words = ["-t", "jpeg?quality=50", "-s", str(suite), "-d", str(folder), "-o", str(scratch / f"memory-{count}"), "--device", "cpu"]
+        words = ["-t", "jpeg?quality=50", "-s", str(suite), "-d", str(folder), "--device", "cpu"]
+        words += ["-o", str(scratch / f"memory-{count}")]
         code = "import resource, sys; from tokbench.cli import app; app(sys.argv[1:], standalone_mode=False); " \
                "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # fmt: skip
-        done = subprocess.run([sys.executable, "-c", code, "run", *words, "--json"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "run", *words, "--json"], capture_output=True, text=True, check=True
+        )
         peaks.append(int(done.stdout.rpartition("PEAK ")[2]) / 1024)
     small, large = peaks
     print(f"memory: peak {small:.0f} MB at {counts[0]} images, {large:.0f} MB at {counts[1]}, "
@@ -99,7 +103,8 @@ def memory(counts: tuple[int, int], scratch: Path, suite: Path) -> None:
 def workers(images: int, folder: Path, suite: Path, out: Path) -> None:
     """Print wall time of whole commands with one and with two worker processes on the same jobs."""
     name = f"{HERE / 'vae_sized.py'}:VaeSized"
-    base = ["run", "-t", name, "-s", str(suite), "-d", str(folder), "--shard-size", str(-(-images // 4)), "--device", "cpu", "--json"]
+    base = ["run", "-t", name, "-s", str(suite), "-d", str(folder), "--device", "cpu", "--json"]
+    base += ["--shard-size", str(-(-images // 4))]
     seconds = []
     for count in (1, 2):
         words = [*base, "-o", str(out / f"workers-{count}"), "--workers", str(count)]

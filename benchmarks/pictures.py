@@ -15,7 +15,8 @@ def make_pictures(folder: Path, count: int) -> Path:
     """Write `count` 256x256 crops of the built-in photographs and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     source = open_source("sample:image", "image")
-    photos = [row for key in source.keys() for row in load(source, key, ImagePrepare("native", None)) if isinstance(row, Item)]
+    keys = source.keys()
+    photos = [row for key in keys for row in load(source, key, ImagePrepare("native", None)) if isinstance(row, Item)]
     rng = np.random.Generator(np.random.PCG64(0))
     for index in range(count):
         photo = photos[index % len(photos)].signal

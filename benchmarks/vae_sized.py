@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -13,17 +15,17 @@ class VaeSized:
     """A convolutional f8 autoencoder, 128-256-512 channels (about half of Stable Diffusion's VAE), random weights."""
 
     spec = TokenizerSpec(
-        "vae-sized", "image", "continuous", (-1.0, 1.0), downsample=(8, 8), latent_channels=4, batch_exact=False, batch_atol=1e-3
+        "vae-sized", "image", "continuous", (-1.0, 1.0), (8, 8), latent_channels=4, batch_exact=False, batch_atol=1e-3
     )
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         widths = (64, 128, 256, 256)
         encoder: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             encoder += [_block(a), nn.Conv2d(a, b, 3, stride=2, padding=1)]
         decoder: list[nn.Module] = [nn.Conv2d(4, widths[-1], 3, padding=1)]
-        for a, b in zip(widths[::-1], widths[::-1][1:], strict=False):
+        for a, b in pairwise(widths[::-1]):
             decoder += [_block(a), nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, padding=1)]
         self.encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], 4, 1)).eval()
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(widths[0], 3, 3, padding=1), nn.Tanh()).eval()

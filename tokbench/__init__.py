@@ -5,6 +5,7 @@ Importing it imports no torch; `run` and `evaluate_tokenizer` do when they are f
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +17,5 @@ __all__ = ["Request", "__version__", "evaluate_tokenizer", "run"]
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        from tokbench import api
-
-        return getattr(api, name)
+        return getattr(import_module("tokbench.api"), name)
     raise AttributeError(f"module 'tokbench' has no attribute {name!r}")

@@ -106,7 +106,7 @@ def cells(
             bodies = {column.name: _empty("not applicable", reason) for column in about.columns}
         elif is_corpus(metric):
             numbers = cast("Corpus", metric).compute(states.get(name, {}))
-            bodies = {column: _corpus_cell(value, len(good), failed) for column, value in numbers.items()}
+            bodies = {name: _corpus_cell(metric, name, value, len(good), failed) for name, value in numbers.items()}
         else:
             bodies = _row_cells(cast("PerSample", metric), good, failed)
         for column, body in bodies.items():
@@ -136,7 +136,7 @@ def _row_cells(metric: PerSample, rows: Sequence[Row], failed: int) -> dict[str,
     if hasattr(metric, "summarise"):
         table = {column: [row.values.get(column) for row in rows] for column in {*mine, *declared}}
         derived = cast("Summarising", metric).summarise(table, [row.group for row in rows])
-        bodies |= {column: _corpus_cell(value, len(rows), failed) for column, value in derived.items()}
+        bodies |= {name: _corpus_cell(metric, name, value, len(rows), failed) for name, value in derived.items()}
     return bodies
 
 
@@ -156,9 +156,10 @@ def _row_cell(column: str, rows: Sequence[Row], failed: int) -> dict[str, Any]:
     }
 
 
-def _corpus_cell(value: float | None, n: int, failed: int) -> dict[str, Any]:
-    body = _empty("ok" if value is not None else "undefined", "" if value is not None else "undefined on this set")
-    return {**body, "value": value, "n": n, "n_failed": failed}
+def _corpus_cell(metric: Metric, column: str, value: float | None, n: int, failed: int) -> dict[str, Any]:
+    why: Mapping[str, str] = getattr(metric, "undefined", {})
+    reason = "" if value is not None else why.get(column, "undefined on this set")
+    return {**_empty("undefined" if value is None else "ok", reason), "value": value, "n": n, "n_failed": failed}
 
 
 def _empty(status: str, reason: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ ALL_ROLES = "*"
 
 _NO_OVERRIDES: Mapping[str, Path] = MappingProxyType({})
 _TIMEOUT = 10.0
+_PROBE = 5.0
 _CHUNK = 1 << 20
 _NAMED = 10
 _PICKLES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".th"})
@@ -104,7 +106,7 @@ def resolve(
     if absent:
         parts = [f"{_origin(gap.file)} ({cause})" for gap, cause in absent]
         places = list(dict.fromkeys(place for gap, _ in absent for place in gap.looked_in))
-        message = f"{owner}: weights absent: {'; '.join(parts)}; looked in {', '.join(places)}"
+        message = f"{owner} needs {', '.join(parts)}; looked in {', '.join(places) or 'no place'}"
         raise WeightsAbsent(message, "\n".join(dict.fromkeys(gap.fix for gap, _ in absent)))
     return found
 
@@ -253,10 +255,20 @@ def _from_hub(file: WeightFile) -> Path:
         raise MissingExtra(
             f"downloading {_origin(file)} needs huggingface_hub", 'pip install "tokbench[hf]"'
         ) from error
+    _probe(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     path: str = hf_hub_download(
         str(file.hub), file.file, revision=file.revision, cache_dir=_hub_cache(), etag_timeout=_TIMEOUT
     )
     return Path(path)
+
+
+def _probe(address: str) -> None:
+    # The hub's client repeats a failed request for half a minute; without a network that is too long for each tokenizer.
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PROBE):  # noqa: S310
+            return
+    except urllib.error.HTTPError:
+        return
 
 
 def _from_url(file: WeightFile, cache: Path | None) -> Path:

@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 import torch
+
 from tokbench import store
 from tokbench.spec import TokenizerSpec
 from tokbench.types import Code
+
 
 class _Identity:
     def __init_subclass__(cls):

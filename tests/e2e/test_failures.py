@@ -82,4 +82,12 @@ def test_the_contract_catches_it(hostile: str, name: str, check: str) -> None:
 def test_the_contract_passes_an_honest_one(mine: str) -> None:
     found = contract.check(build_tokenizer(expand([mine])[0], {}), Engine())
     assert contract.passed(found), found
-    assert {item.name for item in found} >= {"spec", "code", "range", "deterministic", "batch = single", "odd sizes", "rate"}
+    assert {item.name for item in found} >= {
+        "spec",
+        "code",
+        "range",
+        "deterministic",
+        "batch = single",
+        "odd sizes",
+        "rate",
+    }

@@ -29,7 +29,9 @@ def request_words(hostile: str, pictures: Path, suite_file: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [4, 6, 8, 11])
-def test_a_run_killed_at_any_point_resumes_to_the_same_bits(tmp_path: Path, tokbench_cli, request_words, at: int) -> None:
+def test_a_run_killed_at_any_point_resumes_to_the_same_bits(
+    tmp_path: Path, tokbench_cli, request_words, at: int
+) -> None:
     whole = tokbench_cli(*request_words(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
     killed = tokbench_cli(*request_words(tmp_path / "killed"), TOKBENCH_TEST_KILL_AT=str(at))
@@ -55,7 +57,9 @@ def test_a_kill_in_the_middle_of_a_write_leaves_no_half_shard(tmp_path: Path, to
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_costs_its_job_and_a_second_run_mends_it(tmp_path: Path, tokbench_cli, request_words, mine) -> None:
+def test_a_worker_that_dies_costs_its_job_and_a_second_run_mends_it(
+    tmp_path: Path, tokbench_cli, request_words, mine
+) -> None:
     words = request_words(tmp_path / "store", "--workers", "2", "-t", mine)
     first = tokbench_cli(*words, TOKBENCH_TEST_KILL_AT="4")
     assert first.returncode == 1

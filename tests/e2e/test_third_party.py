@@ -33,7 +33,18 @@ def test_one_file_runs_from_the_command_line(tmp_path, tokbench_cli, mine, pictu
 def test_an_edited_file_is_another_tokenizer(tmp_path, tokbench_cli, pictures, suite_file) -> None:
     copy = tmp_path / "mine.py"
     shutil.copy(HERE / "my_tokenizer.py", copy)
-    words = ("run", "-t", f"{copy}:Mine", "-s", str(suite_file), "-d", str(pictures), "-o", str(tmp_path / "out"), "--json")
+    words = (
+        "run",
+        "-t",
+        f"{copy}:Mine",
+        "-s",
+        str(suite_file),
+        "-d",
+        str(pictures),
+        "-o",
+        str(tmp_path / "out"),
+        "--json",
+    )
     (before,) = json.loads(tokbench_cli(*words).stdout)
     copy.write_text(copy.read_text().replace("levels / 3.5 - 1", "levels / 3.5 - 0.9"))
     (after,) = json.loads(tokbench_cli(*words).stdout)
@@ -44,7 +55,16 @@ def test_an_edited_file_is_another_tokenizer(tmp_path, tokbench_cli, pictures, s
 @pytest.mark.slow
 def test_an_installed_plugin_registers_its_catalog(tmp_path, tokbench_cli, pictures, suite_file) -> None:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(HERE.parent / "plugin")],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(tmp_path),
+            str(HERE.parent / "plugin"),
+        ],
         check=True,
         capture_output=True,
     )
@@ -53,7 +73,18 @@ def test_an_installed_plugin_registers_its_catalog(tmp_path, tokbench_cli, pictu
     env = {"PYTHONPATH": str(tmp_path / "site")}
     listed = tokbench_cli("list", "tokenizers", "acme*", **env)
     assert "acme-grey" in listed.stdout
-    words = ("run", "-t", "acme-grey?*", "-s", str(suite_file), "-d", str(pictures), "-o", str(tmp_path / "out"), "--json")
+    words = (
+        "run",
+        "-t",
+        "acme-grey?*",
+        "-s",
+        str(suite_file),
+        "-d",
+        str(pictures),
+        "-o",
+        str(tmp_path / "out"),
+        "--json",
+    )
     done = tokbench_cli(*words, **env)
     assert done.returncode == 0, done.stderr
     rates = {r["tokenizer"]["name"]: r["metrics"]["bpp"]["value"] for r in json.loads(done.stdout)}

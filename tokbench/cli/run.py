@@ -52,13 +52,10 @@ def run(
         typer.echo(json.dumps(list(report.results), indent=1, sort_keys=True, ensure_ascii=False))
     else:
         print_boards(report.results)
-        absent = {
-            (r["tokenizer"]["name"], r["state"], r["fix"]): r["reason"]
-            for r in report.results
-            if r["status"] == "not run"
-        }
-        for (name, state, fix), reason in absent.items():
-            typer.echo(f"{name}: {state}: {reason}" + (f"\n  fix: {fix}" if fix else ""), err=True)
+        for result in report.results:
+            if result["status"] == "not run":
+                name, state, fix = result["tokenizer"]["name"], result["state"], result["fix"]
+                typer.echo(f"{name}: {state}: {fix or result['reason']}", err=True)
         if report.pending:
             typer.echo(
                 f"{report.pending} run(s) wait for shards of other machines; `tokbench run` merges them at the end",

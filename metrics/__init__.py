@@ -1,0 +1,1 @@
+"""Metrics: one family a file, each a class built from keyword options, with its `spec` and its reference implementation."""
