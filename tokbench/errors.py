@@ -7,6 +7,7 @@ TokbenchError
 ├── NotAvailable          something optional is absent: a state in the result, never a crash
 │   ├── MissingExtra      a library of an extra is not installed
 │   ├── WeightsAbsent     a weight file is not on this machine
+│   ├── WeightsRefused    a weight file that is there but is another one, or would have to be unpickled (in weights.py)
 │   └── DataAbsent        a dataset or a package that carries samples is not on this machine
 ├── NotApplicable         this tokenizer or metric cannot do that by its nature (modality, size, no codebook)
 ├── DecodeError           one input file that cannot be read; becomes a failed row

@@ -22,7 +22,7 @@ from tokbench.store import Store
 from tokbench.suite import load_suites
 from tokbench.summarise import merge, not_run
 from tokbench.types import Metric
-from tokbench.weights import resolve, weights_digest
+from tokbench.weights import ALL_ROLES, resolve, weights_digest
 
 Rerun = Literal["never", "failed", "all"]
 
@@ -210,7 +210,7 @@ def find_weights(card: Card, offline: bool) -> tuple[dict[str, str], str, Absent
     if not card.weights or card.status != "available":
         return {}, "", None
     override = card.options.get("weights")
-    overrides = {} if override is None else {file.role: Path(str(override)) for file in card.weights}
+    overrides = {} if override is None else {ALL_ROLES: Path(str(override))}
     try:
         found = resolve(card.weights, owner=card.name, offline=offline, overrides=overrides)
     except NotAvailable as error:

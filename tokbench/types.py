@@ -66,6 +66,7 @@ class Sample:
         fps: Frames a second (video) when known, else None.
         groups: The file each row was cut from (clips of one video share it).
         annotations: Ground truth per row that a dataset carries (text boxes, key points), else empty mappings.
+        memo: Work that several metrics share on this batch (features of one extractor), keyed by what it is; dies with it.
     """
 
     keys: tuple[str, ...]
@@ -78,6 +79,7 @@ class Sample:
     fps: float | None = None
     groups: tuple[str, ...] = ()
     annotations: tuple[Mapping[str, object], ...] = ()
+    memo: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
 
 def take_row(sample: Sample, index: int) -> Sample:
@@ -96,6 +98,7 @@ def take_row(sample: Sample, index: int) -> Sample:
         raw=sample.raw[one],
         groups=sample.groups[one],
         annotations=sample.annotations[one],
+        memo={},
         code=replace(
             code,
             streams=streams,

@@ -96,7 +96,8 @@ def test_absent_weights_are_a_row_with_the_command_that_mends_it(small_run) -> N
     assert done.returncode == 0
     assert "not run: weights absent" in done.stdout
     assert "taesd" in done.stderr
-    assert "taesd: weights absent: `hf download madebyollin/taesd" in done.stderr
+    assert "taesd: weights absent: run again without --offline" in done.stderr
+    assert "`hf download madebyollin/taesd" in done.stderr
 
 
 def test_the_limit_is_in_the_protocol_and_on_the_board(small_run, mine) -> None:
