@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Identity:
-    """Hands the signal through to the bit. Its kind is `none`: the signal rides in `latents`, and no rate is defined."""
+    """Hands the signal through to the bit. Its kind is `none`: the signal rides in `side`, and no rate is defined."""
 
     def __init__(self, card: Card, weights: Mapping[str, Path]) -> None:
         del weights
@@ -25,7 +25,7 @@ class Identity:
 
     def encode(self, x: Tensor) -> Code:
         """Return the signal itself: (B, 3, H, W), (B, 3, T, H, W) or (B, C, T), any dtype and device."""
-        return Code(latents=x)
+        return Code(side={"signal": x})
 
     def decode(self, code: Code) -> Tensor:
         """Return what `encode` was given.
@@ -33,6 +33,6 @@ class Identity:
         Raises:
             UsageError: The code carries no signal.
         """
-        if code.latents is None:
+        if "signal" not in code.side:
             raise UsageError(f"{self.spec.name} decodes the signal it was given; this code carries none")
-        return code.latents
+        return code.side["signal"]

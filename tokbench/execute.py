@@ -63,10 +63,13 @@ class Outcome:
     fix: str = ""
 
 
-def work_of(job: Job, source: Source) -> Work:
+def work_of(job: Job) -> Work:
     """Cut a job down to what a worker needs."""
+    source = job.run.source
+    if source is None:
+        raise ValueError(f"{job.run.suite.name} has no data; a run without data is absent and has no jobs")
     keys = tuple(key for key, _ in job.run.manifest.entries[job.shard.start : job.shard.stop])
-    return Work(replace(job.run, manifest=Manifest(())), job.shard, source, keys)
+    return Work(replace(job.run, manifest=Manifest(()), source=None), job.shard, source, keys)
 
 
 @dataclass

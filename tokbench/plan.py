@@ -44,6 +44,7 @@ class Run:
     protocol: EvalProtocol
     manifest: Manifest = field(repr=False)
     shards: tuple[Shard, ...]
+    source: Source | None = field(default=None, repr=False)
     weights: Mapping[str, str] = field(default_factory=dict)
     weights_digest: str = ""
     absent: Absent | None = None
@@ -137,6 +138,17 @@ def jobs(runs: Sequence[Run], index: int = 0, count: int = 1) -> Iterator[Job]:
     yield from ready[index::count]
 
 
+def notices(runs: Sequence[Run]) -> list[str]:
+    """Return what a reader should know of the data: files that were ignored, samples another package would add."""
+    found: dict[str, None] = {}
+    for source in (run.source for run in runs if run.source is not None):
+        if source.ignored:
+            found[f"{source.uri}: {source.ignored} file(s) of other types ignored"] = None
+        if source.hint:
+            found[f"{source.uri}: {source.hint}"] = None
+    return list(found)
+
+
 def describe(run: Run) -> dict[str, Any]:
     """Return a run as `plan --json` prints it."""
     return {
@@ -157,7 +169,7 @@ class Opened:
     """A suite with its data opened: the source to read from and the manifest that is hashed into the protocol."""
 
     suite: Suite
-    source: Source
+    source: Source | None
     manifest: Manifest
     protocol: EvalProtocol
 
@@ -178,6 +190,7 @@ def make_run(
         protocol=opened.protocol,
         manifest=opened.manifest,
         shards=cut(opened.manifest, shard_size, opened.protocol.limit),
+        source=opened.source,
         weights=weights,
         weights_digest=weights_digest,
         absent=missing or fits(card, opened.protocol),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokbench import plan
-from tokbench.data import manifest, open_source
+from tokbench.data import Manifest, Source, manifest, open_source
 from tokbench.errors import NotAvailable, UsageError
 from tokbench.evaluate import BatchSize
 from tokbench.execute import Outcome, Settings, contract_of, work_of
@@ -52,11 +52,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """What a call of `run` leaves: every result of the request that exists now, and how many jobs failed."""
+    """What a call of `run` leaves: every result of the request that exists now, and how many jobs failed; `notices` is about the data."""
 
     results: tuple[dict[str, Any], ...]
     failed: int
     pending: int
+    notices: tuple[str, ...] = ()
 
 
 class Silent:
@@ -132,14 +133,13 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
     )
     index, count = machine_share(request.shard, os.environ)
     todo = [job for job in plan.jobs(runs, index, count) if _wanted(store, job, request.rerun)]
-    work = [work_of(job, open_source(job.run.suite.dataset, job.run.suite.modality)) for job in todo]
-    finished = launch(work, settings, reporter or Silent(), request.workers)
+    finished = launch([work_of(job) for job in todo], settings, reporter or Silent(), request.workers)
     failed = [(item.work.run, item.outcome) for item in finished if item.outcome.status == "failed"]
     for item, outcome in failed:
         store.write_status(item, not_run(item, outcome.state, outcome.reason, outcome.fix))
     results, pending = collect(store, runs, provenance(device, settings.argv))
     broken = sum(_counts(outcome) for _, outcome in failed) + sum(r["status"] == "failed" for r in results)
-    return Report(tuple(results), broken, pending)
+    return Report(tuple(results), broken, pending, tuple(plan.notices(runs)))
 
 
 def collect(store: Store, runs: Sequence[Run], about: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -190,12 +190,8 @@ def _for_suite(suite: Suite, chosen: Sequence[Card]) -> list[Card]:
 
 
 def _open(suite: Suite, request: Request, specs: Sequence[Any]) -> tuple[Opened, Absent | None]:
-    from tokbench.data import Manifest
-
-    def opened(found: Manifest, source: Any) -> Opened:
-        protocol = plan.protocol_of(
-            suite, found, specs, limit=request.limit, dtype=request.dtype, seed=request.seed
-        )  # fmt: skip
+    def opened(found: Manifest, source: Source | None) -> Opened:
+        protocol = plan.protocol_of(suite, found, specs, limit=request.limit, dtype=request.dtype, seed=request.seed)
         return Opened(suite, source, found, protocol)
 
     try:

@@ -31,13 +31,14 @@ def plan(
         dtype=dtype, batch_size="auto", seed=seed, workers=0, decode_workers="auto", shard=None, shard_size=shard_size,
         rerun="failed", offline=True, fail_fast=False,
     )  # fmt: skip
-    from tokbench.plan import describe
+    from tokbench.plan import describe, notices
     from tokbench.session import plan_runs
     from tokbench.store import Store
 
     store = Store(output)
     rows = []
-    for run in plan_runs(request):
+    runs = plan_runs(request)
+    for run in runs:
         about = describe(run)
         about["shards_done"] = about["shards"] - len(store.missing(run))
         if about["state"] == "ready" and about["shards_done"] == about["shards"]:
@@ -58,5 +59,7 @@ def plan(
         table.add_row(*(Text(cell) for cell in cells))
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(table)
+    for notice in notices(runs):
+        typer.echo(notice, err=True)
     for fix in dict.fromkeys(about["fix"] for about in rows if about["fix"]):
         typer.echo(f"fix: {fix}", err=True)

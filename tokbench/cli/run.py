@@ -56,6 +56,8 @@ def run(
             if result["status"] == "not run":
                 name, state, fix = result["tokenizer"]["name"], result["state"], result["fix"]
                 typer.echo(f"{name}: {state}: {fix or result['reason']}", err=True)
+        for notice in report.notices:
+            typer.echo(notice, err=True)
         if report.pending:
             typer.echo(
                 f"{report.pending} run(s) wait for shards of other machines; `tokbench run` merges them at the end",
