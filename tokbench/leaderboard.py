@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _RATES = ("bpp", "kbps")
+_TIMES = (
+    "encode_seconds_per_sample",
+    "decode_seconds_per_sample",
+    "latency_encode_seconds",
+    "latency_decode_seconds",
+    "batch_size",
+    "peak_memory_bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -157,8 +165,8 @@ def to_frame(board: Board) -> pd.DataFrame:
             if cell is not None and cell["where"] == "row":
                 record |= {f"{column}_ci_low": interval[0], f"{column}_ci_high": interval[1], f"{column}_n": cell["n"]}
         timing = row.get("timing", {})
-        record["encode_seconds_per_sample"] = timing.get("encode_seconds_per_sample")
-        record["decode_seconds_per_sample"] = timing.get("decode_seconds_per_sample")
+        record |= {name: timing.get(name) for name in _TIMES}
+        record["device"] = row.get("provenance", {}).get("device", {}).get("name")
         record["key"] = row["key"]
         records.append(record)
     return pd.DataFrame.from_records(records)
@@ -218,7 +226,7 @@ def _texts(board: Board, row: Mapping[str, Any]) -> list[str]:
         return [f"not run: {why}" if row["status"] == "not run" else f"failed: {row['reason']}", *[""] * (width - 1)]
     texts = [_cell_text(row["metrics"].get(column)) for column in board.columns]
     timing = row["timing"]
-    for name in ("encode_seconds_per_sample", "decode_seconds_per_sample"):
+    for name in _TIMES[:2]:
         seconds = timing[name]
         texts.append(f"{1 / seconds:.3g}" if seconds else "–")
     return texts

@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """What a call of `run` leaves: every result of the request that exists now, and how many jobs failed; `notices` is about the data."""
+    """What a call of `run` leaves: every result of the request that exists now, how many failed, notices about the data."""
 
     results: tuple[dict[str, Any], ...]
     failed: int
@@ -148,6 +148,9 @@ def collect(store: Store, runs: Sequence[Run], about: Mapping[str, Any]) -> tupl
     results: list[dict[str, Any]] = []
     pending = 0
     for item in runs:
+        if item.absent is None and (done := store.merged(item)) is not None:
+            results.append(done)
+            continue
         if item.absent is None and not store.missing(item):
             for name in item.suite.metrics:
                 if name not in built:

@@ -159,6 +159,15 @@ class Store:
         (self.suite_dir(run) / "status.json").unlink(missing_ok=True)
         return place / "result.json"
 
+    def merged(self, run: Run) -> dict[str, Any] | None:
+        """Return the run's `result.json` when it was merged from exactly these shards, else None."""
+        path = self.run_dir(run) / "result.json"
+        if not path.exists():
+            return None
+        result = read_json(path)
+        parts = [shard["shard"] for shard in result.get("provenance", {}).get("shards", [])]
+        return result if parts == [asdict(shard) for shard in run.shards] else None
+
     def write_status(self, run: Run, status: Mapping[str, Any]) -> None:
         """Record why a run is not there (weights absent, failed), for boards; a finished result wins over it."""
         place = self.suite_dir(run)

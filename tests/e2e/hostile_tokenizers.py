@@ -48,10 +48,10 @@ class KilledAtEncode(_Identity):
 
 
 class Slow(_Identity):
-    """Takes 50 ms a call, so that two processes meet in one store."""
+    """Takes 150 ms a call, so that two processes meet in one store."""
 
     def encode(self, x):
-        time.sleep(0.05)
+        time.sleep(0.15)
         return super().encode(x)
 
 

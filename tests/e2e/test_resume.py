@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +73,27 @@ def test_a_worker_that_dies_costs_its_job_and_a_second_run_mends_it(
     second = tokbench_cli(*words)
     assert second.returncode == 0, second.stderr
     assert len(numbers(tmp_path / "store")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ctrl_c_exits_130_and_keeps_what_is_finished(
+    tmp_path: Path, tokbench_cli, hostile, pictures, suite_file, workers
+) -> None:
+    store = tmp_path / "store"
+    words = ["run", "-t", f"{hostile}:Slow", "-s", str(suite_file), "-d", str(pictures), "-o", str(store)]
+    words += ["--shard-size", "2", "--batch-size", "1", "--device", "cpu", "--workers", workers]
+    running = subprocess.Popen([sys.executable, "-m", "tokbench", *words], stderr=subprocess.PIPE, text=True)
+    while not list(store.glob("*/*/*/shards/*/shard.json")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in stderr
+    assert "finished shards are kept" in stderr
+    assert tokbench_cli(*words).returncode == 0
+    assert len(numbers(store)) == 1
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def main() -> None:
     except TokbenchError as error:
         typer.echo(f"tokbench: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("tokbench: interrupted; finished shards are kept, run again to go on", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's own answer to Ctrl-C
+            typer.echo("tokbench: interrupted; finished shards are kept, run again to go on", err=True)
+        raise

@@ -25,7 +25,7 @@ def list_(
     everything: Annotated[bool, typer.Option("--all", help="Also planned and unreleased tokenizers.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """List what is registered. Reads cards and suite files only; no model library is imported."""
+    """List what is registered. Tokenizers and suites come from cards and suite files alone: no model library is imported."""
     rows = {Kind.tokenizers: _tokenizers, Kind.suites: _suites, Kind.metrics: _metrics}[kind](everything)
     from fnmatch import fnmatchcase
 
@@ -78,10 +78,21 @@ def _suites(everything: bool) -> list[dict[str, Any]]:
 
 
 def _metrics(everything: bool) -> list[dict[str, Any]]:
-    from tokbench.registry import metric_names
+    from tokbench.errors import TokbenchError
+    from tokbench.registry import build_metric, metric_names
 
     del everything
-    return [{"name": name} for name in metric_names()]
+    rows = []
+    for name in metric_names():
+        try:
+            spec = build_metric(name).spec
+        except TokbenchError as error:
+            typer.echo(f"metric {name} was not loaded: {error}", err=True)
+            continue
+        columns = [column.name for column in spec.columns if column.level]
+        about = {"modalities": ",".join(spec.modalities), "columns": ",".join(columns), "summary": spec.summary}
+        rows.append({"name": name, **about})
+    return rows
 
 
 def geometry(spec: Any) -> str:

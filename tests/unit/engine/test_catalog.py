@@ -81,7 +81,7 @@ def test_a_wrong_option_says_what_is_right(card, query: str, message: str) -> No
 def test_a_wrong_catalog_names_file_and_key(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     assert change[0] in CATALOG
     (tmp_path / "toy.toml").write_text(CATALOG.replace(*change))
-    with pytest.raises(CardError, match="toy.toml") as error:
+    with pytest.raises(CardError, match=r"toy\.toml") as error:
         read_catalog(tmp_path / "toy.toml")
     assert message in str(error.value)
 
