@@ -91,3 +91,36 @@ def test_the_contract_passes_an_honest_one(mine: str) -> None:
         "odd sizes",
         "rate",
     }
+
+
+def test_a_folder_with_broken_files_is_scored_and_the_broken_ones_are_counted(tmp_path, pictures, suite_file) -> None:
+    """Every kind of broken file is tried on the decoders in tests/unit/data; here they meet a whole run."""
+    good = sorted(pictures.glob("0*.png"))[:3]
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for path in good:
+        (folder / path.name).write_bytes(path.read_bytes())
+    whole = good[0].read_bytes()
+    (folder / "bomb.png").write_bytes(whole[:16] + (60_000).to_bytes(4, "big") * 2 + whole[24:])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "header.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (folder / "text.webp").write_text("not a picture")
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "nowhere.png").symlink_to(folder / "nothing.png")
+    (folder / "notes.txt").write_text("ignored, and counted")
+    report = run(
+        Request(
+            (str(suite_file),), ("resize",), (str(folder),), output=tmp_path / "store", device="cpu", decode_workers=1
+        )
+    )
+    (result,) = report.results
+    assert result["status"] == "complete"
+    assert result["samples"] | {"failures": []} == {
+        "total": 9, "files": 9, "rows": 9, "ok": 3, "failed": 6, "failures": [],
+    }  # fmt: skip
+    failures = {item["key"]: item["reason"] for item in result["samples"]["failures"]}
+    assert set(failures) == {"bomb.png", "empty.png", "header.jpg", "text.webp", "truncated.png", "nowhere.png"}
+    assert all(len(reason) > 5 for reason in failures.values()), failures
+    assert result["metrics"]["mae"]["n"] == 3
+    assert result["metrics"]["mae"]["n_failed"] == 6
+    assert any("1 file(s) of other types ignored" in notice for notice in report.notices)
