@@ -121,3 +121,22 @@ class LyingRate(_Identity):
         from tokbench.types import Stream
 
         return Code((Stream("0", 16, torch.full((len(x), 4), 99)),), side={"x": x})
+
+
+class Close(_Identity):
+    """A small network whose batches are only close to its single rows."""
+
+    spec = TokenizerSpec(
+        "close", "image", "continuous", (-1.0, 1.0), (4, 4), latent_channels=8, batch_exact=False, batch_atol=1e-4
+    )
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.down = torch.nn.Conv2d(3, 8, 4, 4)
+        self.up = torch.nn.ConvTranspose2d(8, 3, 4, 4)
+
+    def encode(self, x):
+        return Code(latents=self.down(x))
+
+    def decode(self, code):
+        return self.up(code.latents) * (1 + 1e-7 * len(code.latents))

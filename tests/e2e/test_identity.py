@@ -26,7 +26,7 @@ def request(tmp_path: Path, pictures: Path, suite_file: Path, names: tuple[str, 
 
 @pytest.mark.slow
 def test_batches_of_1_3_8_and_1_2_5_shards_give_the_same_bits(tmp_path, pictures, suite_file, mine) -> None:
-    names = ("resize", "jpeg?quality=30", "webp?quality=30", mine)
+    names = ("resize", "jpeg?quality=30", "webp?quality=30", "tokbench-tiny-image", mine)
     whole = metrics_of(request(tmp_path, pictures, suite_file, names, 1, 11))
     assert {"psnr", "ssim", "mae"} <= set(whole["mine"][0])
     for batch, size in ((3, 11), (8, 11), (1, 6), (3, 6), (8, 3), (3, 3)):
@@ -34,14 +34,20 @@ def test_batches_of_1_3_8_and_1_2_5_shards_give_the_same_bits(tmp_path, pictures
 
 
 @pytest.mark.slow
-def test_a_network_whose_card_says_close_stays_within_its_tolerance(tmp_path, pictures, suite_file) -> None:
-    names = ("tokbench-tiny-image",)
-    whole, _ = metrics_of(request(tmp_path, pictures, suite_file, names, 1, 11))["tokbench-tiny-image"]
+def test_a_network_whose_spec_says_close_stays_within_its_tolerance(tmp_path, pictures, suite_file, hostile) -> None:
+    from tokbench.rows import read_rows
+
+    def rows(batch: int, size: int) -> dict[str, float]:
+        run(request(tmp_path, pictures, suite_file, (f"{hostile}:Close",), batch, size))
+        (path,) = (tmp_path / f"b{batch}-s{size}").glob("*/*/*/rows.parquet")
+        return {row.key: row.values["mae"] for row in read_rows(path)}
+
+    alone = rows(1, 11)
     for batch, size in ((3, 11), (8, 3)):
-        other, _ = metrics_of(request(tmp_path, pictures, suite_file, names, batch, size))["tokbench-tiny-image"]
-        assert other["psnr"]["value"] == pytest.approx(whole["psnr"]["value"], abs=0.02)
-        assert other["codebook_perplexity"]["value"] == pytest.approx(whole["codebook_perplexity"]["value"], rel=0.02)
-        assert other["tokens"]["value"] == whole["tokens"]["value"]
+        other = rows(batch, size)
+        assert other.keys() == alone.keys()
+        # One 8-bit level is the least an image of 32x32 can move by: batch_atol moves few values over a rounding edge.
+        assert max(abs(other[key] - alone[key]) for key in alone) < 1e-5
 
 
 def test_rows_stand_once_and_in_key_order(tmp_path, pictures, suite_file, mine) -> None:
