@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tokbench.spec import Card
-from tokbench.types import Code, Stream, Weights
+from tokbench.types import Code, Neighbours, Stream, Weights
 from tokbench.weights import load_state
 
 from .nn.checkpoint import assemble, dtype_of, place
 from .nn.fsq import FSQ
+from .nn.neighbours import GridNeighbours
 
 # The norm in front of the quantizer counts its training batches; inference has no use for the number.
 _UNUSED = ("norm.num_batches_tracked",)
@@ -237,6 +238,11 @@ class TinyImage:
         """Move the network."""
         place(self._net, device, dtype)
 
+    def neighbours(self, codebook: str) -> Neighbours:
+        """Return what lies near an entry of the one codebook: the entries a few levels away."""
+        del codebook
+        return GridNeighbours(self._net.fsq.levels.tolist())
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
         """Map (B, 3, H, W) in [-1, 1] to indices (B, H/8, W/8)."""
@@ -274,6 +280,11 @@ class TinyAudio:
     def to(self, device: str, dtype: str) -> None:
         """Move the network."""
         place(self._net, device, dtype)
+
+    def neighbours(self, codebook: str) -> Neighbours:
+        """Return what lies near an entry: loudness is a line, every other codebook a grid of levels."""
+        gain = codebook == "gain"
+        return GridNeighbours([self._net.config.gain_size] if gain else self._net.fsq.levels.tolist())
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:

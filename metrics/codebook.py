@@ -21,8 +21,8 @@ DENSE_LIMIT = 2**22
 """Entries up to which a codebook is counted entry by entry (32 MiB of counts); larger ones are counted by bit."""
 
 _COUNTS, _ONES, _CODED = "counts/", "ones/", "coded/"
-_PIXELS, _SOUND, _FRAMES, _UNTIMED = "pixels", "sound_at/", "frames_at/", "frames_without_fps"
-_CLOCKS = (_SOUND, _FRAMES, _UNTIMED)
+PIXELS, _SOUND, _FRAMES, _UNTIMED = "pixels", "sound_at/", "frames_at/", "frames_without_fps"
+CLOCKS = (_SOUND, _FRAMES, _UNTIMED)
 
 _NO_TOKENS = "no token was counted"
 _BY_BIT = (
@@ -109,7 +109,7 @@ class CodebookUsage:
         if not sample.code.streams:
             raise UsageError(f"codebook counts discrete tokens; {sample.spec.name} emitted no stream")
         rows = sample.reference.shape[0]
-        batch: State = _signal(sample)
+        batch: State = extent_of(sample)
         batch["samples"] = torch.tensor(rows)
         batch["side_bits"] = torch.tensor(rows * sample.code.side_bits)
         for stream in sample.code.streams:
@@ -128,12 +128,12 @@ class CodebookUsage:
 
     def compute(self, state: State) -> dict[str, float | None]:
         """Return the corpus columns, and one column a codebook and quantity where there is more than one codebook."""
-        books = [_Book.from_counts(key[len(_COUNTS) :], state[key]) for key in _keys(state, _COUNTS)]
-        implicit = [_Implicit.from_state(state, key) for key in _keys(state, _CODED)]
+        books = [_Book.from_counts(key[len(_COUNTS) :], state[key]) for key in keys_under(state, _COUNTS)]
+        implicit = [_Implicit.from_state(state, key) for key in keys_under(state, _CODED)]
         used = [book for book in books if book.tokens]
         counted = [] if implicit else used
         by_bit = [book for book in implicit if book.tokens and book.bits is not None]
-        bits, pixels, seconds = _coded_bits(state, books, implicit), _integer(state, _PIXELS), _seconds(state)
+        bits, pixels, seconds = _coded_bits(state, books, implicit), _integer(state, PIXELS), seconds_of(state)
         out: dict[str, float | None] = {
             "codebook_usage": sum(b.used for b in books) / sum(b.size for b in books) if counted else None,
             "codebook_perplexity": _mean([book.perplexity for book in counted]),
@@ -142,9 +142,9 @@ class CodebookUsage:
             "codebook_tokens": float(sum(b.tokens for b in books) + sum(b.tokens for b in implicit)),
             "bit_entropy": _mean([(book.bits or 0.0) / (book.tokens * book.width) for book in by_bit]),
         }
-        if not state or _PIXELS in state:
+        if not state or PIXELS in state:
             out["bpp_entropy"] = bits / pixels if bits is not None and pixels else None
-        if not state or any(key.startswith(_CLOCKS) for key in state):
+        if not state or any(key.startswith(CLOCKS) for key in state):
             out["kbps_entropy"] = bits / seconds / 1000 if bits is not None and seconds else None
         if len(books) + len(implicit) > 1:
             for book in books:
@@ -219,7 +219,7 @@ class _Book:
     def from_counts(cls, name: str, counts: Tensor) -> _Book:
         values = _numpy(counts)
         values = values[values > 0]
-        return cls(name, counts.numel(), int(values.size), int(values.sum()), _entropy(values))
+        return cls(name, counts.numel(), int(values.size), int(values.sum()), plug_in_entropy(values))
 
     @property
     def perplexity(self) -> float:
@@ -243,7 +243,9 @@ class _Implicit:
         tokens, ones = _integer(state, key), state.get(_ONES + key[len(_CODED) :])
         if ones is None:
             return cls(tokens, 0, None)
-        each = [_entropy(np.array([n for n in (one, tokens - one) if n], dtype=np.int64)) for one in ones.tolist()]
+        each = [
+            plug_in_entropy(np.array([n for n in (one, tokens - one) if n], dtype=np.int64)) for one in ones.tolist()
+        ]
         return cls(tokens, len(each), tokens * math.fsum(each))
 
 
@@ -272,7 +274,7 @@ def _count(stream: Stream, tokens: Tensor) -> State:
     return coded
 
 
-def _signal(sample: Sample) -> State:
+def extent_of(sample: Sample) -> State:
     """Return the extent of the references: pixels, frames by rate, or samples of sound by rate; all exact integers."""
     shape = sample.reference.shape
     if sample.spec.modality == "audio":
@@ -280,19 +282,19 @@ def _signal(sample: Sample) -> State:
             raise UsageError("codebook needs the sample rate in Hz for kbps_entropy: set Sample.sample_rate")
         return {f"{_SOUND}{sample.sample_rate}": torch.tensor(shape[0] * shape[-1])}
     if sample.spec.modality == "image":
-        return {_PIXELS: torch.tensor(shape[0] * math.prod(shape[-2:]))}
+        return {PIXELS: torch.tensor(shape[0] * math.prod(shape[-2:]))}
     frames = shape[0] * shape[2]
     key = f"{_FRAMES}{float(sample.fps)!r}" if sample.fps else _UNTIMED
-    return {_PIXELS: torch.tensor(frames * math.prod(shape[-2:])), key: torch.tensor(frames)}
+    return {PIXELS: torch.tensor(frames * math.prod(shape[-2:])), key: torch.tensor(frames)}
 
 
-def _seconds(state: State) -> float | None:
+def seconds_of(state: State) -> float | None:
     """Return the duration the state covers, None where part of it has no clock or it has none at all."""
     parts = list(_clocked(state))
     return math.fsum(parts) if parts and not _integer(state, _UNTIMED) else None
 
 
-def _keys(state: State, prefix: str) -> list[str]:
+def keys_under(state: State, prefix: str) -> list[str]:
     """Return the keys under `prefix`, numbers in their ids in numeric order."""
     return sorted(
         (key for key in state if key.startswith(prefix)),
@@ -306,7 +308,7 @@ def _clocked(state: State) -> Iterator[float]:
             yield _integer(state, key) / float(key[len(prefix) :])
 
 
-def _entropy(counts: npt.NDArray[np.int64]) -> float:
+def plug_in_entropy(counts: npt.NDArray[np.int64]) -> float:
     """Return the plug-in entropy in bits of positive counts; 0.0 for none."""
     if counts.size < 2:
         return 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tokbench.spec import AudioPrepare, EvalProtocol, ImagePrepare, TokenizerSpe
 from tokbench.types import Code, Tokenizer
 
 Verdict = Literal["pass", "fail", "warn", "skip"]
+_TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Check:
 def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
     """Run every check of the contract on small deterministic probes.
 
-    Checks: spec, code (kind, dtype, index range, declared codebooks), shape, range, determinism, batch = single, odd sizes,
-    rate (declared = emitted), gain, and for sound length and delay.
+    Checks: spec, code (kind, dtype, index range, declared codebooks), the digest of the tokens, shape, range, determinism,
+    batch = single, odd sizes, rate (declared = emitted), gain, and for sound length and delay.
 
     Args:
         tokenizer: On `engine.device` already.
@@ -55,6 +57,7 @@ def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
         return [*found, Check("runs", "fail", " ".join(text.split())[:300])]
     found.append(Check("runs", "pass"))
     found += [_code(spec, result.samples[0].code) for result in one[:1]]
+    found.append(Check(_TOKENS, "pass", code_digest([result.samples[0].code for result in one])))
     found.append(_range(spec, one))
     found.append(_deterministic(spec, one, again))
     found.append(_batch(spec, one, both))
@@ -71,6 +74,38 @@ def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
 def passed(checks: list[Check]) -> bool:
     """Tell whether no check failed."""
     return all(item.verdict != "fail" for item in checks)
+
+
+def token_digest(checks: list[Check]) -> str | None:
+    """Return the sha256 of what the tokenizer emits on the fixed probes, or None when it does not run on them."""
+    return next((item.detail for item in checks if item.name == _TOKENS), None)
+
+
+def code_digest(codes: list[Code]) -> str:
+    """Return the sha256 of codes: indices, the bytes of latents and side tensors, payloads, with shapes and types.
+
+    Equal digests mean that the encoder did not change; different ones may also come of another machine, where
+    floating-point latents differ in their last bits.
+    """
+    found = hashlib.sha256()
+
+    def add(label: str, tensor: Tensor) -> None:
+        array = tensor.detach().cpu().contiguous()
+        found.update(f"{label} {array.dtype} {tuple(array.shape)}\n".encode())
+        found.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+
+    for code in codes:
+        for stream in code.streams:
+            add(f"{stream.codebook}/{stream.codebook_size}", stream.indices)
+            if stream.lengths is not None:
+                add("lengths", stream.lengths)
+        if code.latents is not None:
+            add("latents", code.latents)
+        for row in code.payload or ():
+            found.update(f"payload {len(row)}\n".encode() + row)
+        for name in sorted(code.side):
+            add(f"side/{name}", code.side[name])
+    return found.hexdigest()
 
 
 def probes(spec: TokenizerSpec, count: int, *, odd: bool = False) -> list[Item]:

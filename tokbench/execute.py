@@ -10,18 +10,18 @@ from typing import Literal
 
 import torch
 
-from tokbench.contract import check, passed
+from tokbench.contract import check, passed, token_digest
 from tokbench.data import DecodePool, Manifest, Source
 from tokbench.device import DTYPES
 from tokbench.errors import NotAvailable, TokbenchError
-from tokbench.evaluate import BatchSize, applies, evaluate
-from tokbench.plan import Job, Run, Shard
+from tokbench.evaluate import BatchSize, ShardResult, applies, evaluate
+from tokbench.plan import Job, Run, Shard, absent
 from tokbench.provenance import provenance, utc_now
 from tokbench.reconstruct import Engine
 from tokbench.registry import build_metric, build_tokenizer
 from tokbench.spec import digest
 from tokbench.store import Store, write_json
-from tokbench.types import Metric, Tokenizer
+from tokbench.types import Metric, Referencing, State, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -117,20 +117,39 @@ class Worker:
         report = store.contract_path(run.card.spec.name, key)
         if not report.exists():
             checks = check(tokenizer, engine)
-            body = {"key": key, "passed": passed(checks), "checks": [asdict(item) for item in checks]}
+            body = {
+                "key": key,
+                "passed": passed(checks),
+                "digest": token_digest(checks),
+                "checks": [asdict(item) for item in checks],
+            }
             write_json(report, body)
-        metrics = {name: self._metric(name) for name in run.suite.metrics}
-        result = evaluate(
-            tokenizer,
-            self.pool.stream(work.source, work.keys, run.protocol.prepare),
-            {name: metric for name, metric in metrics.items() if applies(metric, tokenizer)},
-            run.protocol,
-            engine=engine,
-            batch_size=settings.batch_size,
-            fail_fast=settings.fail_fast,
-            progress=progress,
-        )
+        built = {name: self._metric(name) for name in run.suite.metrics}
+        metrics = {name: metric for name, metric in built.items() if applies(metric, tokenizer)}
+
+        def evaluated(references: Mapping[str, State], told: Callable[[int], None] | None) -> ShardResult:
+            return evaluate(
+                tokenizer,
+                self.pool.stream(work.source, work.keys, run.protocol.prepare),
+                metrics,
+                run.protocol,
+                engine=engine,
+                batch_size=settings.batch_size,
+                fail_fast=settings.fail_fast,
+                progress=told,
+                references=references,
+            )
+
+        kept = reference_keys(run, work.shard, metrics, settings.device)
+        known = {name: state for name, key in kept.items() if (state := store.read_reference(key)) is not None}
+        result = evaluated(known, progress)
+        if known and any(row.status != "ok" for row in result.rows):
+            # What was kept holds the references of the rows that failed here, too.
+            result = evaluated({}, None)
+        for name, state in result.references.items():
+            store.write_reference(kept[name], state)
         about = {
+            "absent": {name: asdict(absent(error)) for name, error in result.absent.items()},
             "started": started,
             "finished": utc_now(),
             "threads": torch.get_num_threads(),
@@ -159,6 +178,25 @@ class Worker:
 def contract_key(run: Run) -> str:
     """Return the key of a tokenizer with its weights, under which its contract report is kept."""
     return digest({"card": run.card.identity(), "weights": run.weights_digest})
+
+
+def reference_keys(run: Run, shard: Shard, metrics: Mapping[str, Metric], device: str) -> dict[str, str]:
+    """Return under which key the reference part of each metric's state is kept: all that it depends on, no tokenizer.
+
+    The kind of device is part of it, because features differ between kinds in their last bits.
+    """
+    return {
+        name: digest(
+            {
+                "protocol": run.protocol.hash,
+                "shard": shard,
+                "metric": {"name": metric.spec.name, "version": metric.spec.version, **metric.spec.protocol},
+                "device": device.partition(":")[0],
+            }
+        )
+        for name, metric in metrics.items()
+        if isinstance(metric, Referencing)
+    }
 
 
 @contextmanager

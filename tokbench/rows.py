@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 RowStatus = Literal["ok", "failed"]
+NOT_APPLICABLE = "not applicable: "
+"""Starts the reason of a value that this tokenizer has by its nature not, so that its cell says so."""
+
 _FIXED = ("key", "group", "status", "reason", "undefined", "notes")
 
 

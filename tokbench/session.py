@@ -17,11 +17,11 @@ from tokbench.launch import Reporter, launch, machine_share
 from tokbench.plan import Absent, Opened, Run
 from tokbench.provenance import command_line, provenance
 from tokbench.registry import build_metric, expand
-from tokbench.spec import Card, Suite
+from tokbench.spec import Card, MetricSpec, Suite
 from tokbench.store import Store
 from tokbench.suite import load_suites
 from tokbench.summarise import merge, not_run
-from tokbench.types import Metric
+from tokbench.types import Fetching, Metric
 from tokbench.weights import ALL_ROLES, resolve, weights_digest
 
 Rerun = Literal["never", "failed", "all"]
@@ -85,7 +85,7 @@ def plan_runs(request: Request) -> list[Run]:
         cards = _for_suite(suite, chosen)
         if not cards:
             continue
-        specs = [build_metric(name).spec for name in suite.metrics]
+        specs = [_metric_spec(name, request.offline) for name in suite.metrics]
         plan.check_columns(specs)
         opened, missing_data = _open(suite, request, specs)
         for card in cards:
@@ -202,6 +202,21 @@ def _open(suite: Suite, request: Request, specs: Sequence[Any]) -> tuple[Opened,
         return opened(manifest(source), source), None
     except NotAvailable as error:
         return opened(Manifest(()), None), plan.absent(error)
+    except UsageError as error:
+        if request.datasets:
+            raise
+        # The suite names a place of its own that is not on this machine; an address the user gave would be a mistake.
+        count = f", {suite.expected_samples} images" if suite.expected_samples else ""
+        fix = f"say where it is: `tokbench run -s {suite.name} -d folder:/path/to/the/data`{count}"
+        return opened(Manifest(()), None), Absent("data absent", str(error), fix)
+
+
+def _metric_spec(name: str, offline: bool) -> MetricSpec:
+    """Return a metric's spec, which names the digest of its weights: so they are fetched before, where that is allowed."""
+    metric = build_metric(name)
+    if isinstance(metric, Fetching):
+        metric.fetch(offline=offline)
+    return metric.spec
 
 
 def find_weights(card: Card, offline: bool) -> tuple[dict[str, str], str, Absent | None]:

@@ -2,6 +2,7 @@
 
 results/
   store.json                                       schema version
+  .cache/reference/<key>.safetensors               what metrics of the set gathered from a shard's references; may be deleted
   <tokenizer>/contract-<key>.json                  what `tokbench.contract` said
   <tokenizer>/<suite>@<protocol>/status.json       why a run is not there, while it is not
   <tokenizer>/<suite>@<protocol>/<key>/
@@ -124,6 +125,29 @@ class Store:
             return read_rows(place / "rows.parquet"), states, read_json(place / "shard.json")
         except (OSError, ValueError, SafetensorError) as error:
             raise StoreError(f"{place} is damaged ({error}); delete it and run again") from error
+
+    def read_reference(self, key: str) -> State | None:
+        """Return what was kept of a shard's references, or None where nothing readable is."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(self._reference_path(key)))
+        except (OSError, SafetensorError):
+            return None
+
+    def write_reference(self, key: str, state: State) -> None:
+        """Keep the sums over a shard's references: a whole file by one rename."""
+        from safetensors.torch import save_file
+
+        place = self._reference_path(key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=place.parent) as scratch:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, Path(scratch) / place.name)
+            (Path(scratch) / place.name).replace(place)
+
+    def _reference_path(self, key: str) -> Path:
+        return self.root / ".cache" / "reference" / f"{key}.safetensors"
 
     def forget(self, run: Run) -> None:
         """Delete a run's results, for `--rerun all`."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, cast
 
 from tokbench.evaluate import Timing, is_corpus
 from tokbench.plan import Run
-from tokbench.rows import Row, column_names, statistic
+from tokbench.rows import NOT_APPLICABLE, Row, column_names, statistic
 from tokbench.spec import Column, MetricSpec, TokenizerSpec, jsonable
 from tokbench.store import SCHEMA_VERSION, Store
-from tokbench.types import Corpus, Metric, PerSample, State, Summarising, merge_states
+from tokbench.types import Bounding, Corpus, Metric, PerSample, State, Summarising, merge_states
+
+_NONE: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
 def merge(store: Store, run: Run, metrics: Mapping[str, Metric], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,11 +30,15 @@ def merge(store: Store, run: Run, metrics: Mapping[str, Metric], about: Mapping[
     states: dict[str, State] = {}
     timings: list[Timing] = []
     shards: list[dict[str, Any]] = []
+    absent: dict[str, Mapping[str, str]] = {}
     for shard in run.shards:
         part, state, record = store.read_shard(run, shard)
         rows += part
         for name, tensors in state.items():
             states[name] = merge_states(states.get(name, {}), tensors)
+            if isinstance(metric := metrics.get(name), Bounding):
+                states[name] = metric.bound(states[name])
+        absent |= record.pop("absent", {})
         timings.append(Timing(**record.pop("timing")))
         shards.append(record)
     rows.sort(key=lambda row: row.key)
@@ -49,7 +56,7 @@ def merge(store: Store, run: Run, metrics: Mapping[str, Metric], about: Mapping[
             "failed": len(rows) - len(good),
             "failures": [{"key": row.key, "reason": row.reason} for row in rows if row.status == "failed"][:50],
         },
-        "metrics": cells(run.card.spec, metrics, rows, states),
+        "metrics": cells(run.card.spec, metrics, rows, states, absent),
         "timing": timing_summary(timings),
         "provenance": {**about, "shards": shards},
     }
@@ -93,9 +100,13 @@ def not_run(run: Run, state: str, reason: str, fix: str = "") -> dict[str, Any]:
 
 
 def cells(
-    spec: TokenizerSpec, metrics: Mapping[str, Metric], rows: Sequence[Row], states: Mapping[str, State]
+    spec: TokenizerSpec,
+    metrics: Mapping[str, Metric],
+    rows: Sequence[Row],
+    states: Mapping[str, State],
+    absent: Mapping[str, Mapping[str, str]] = _NONE,
 ) -> dict[str, dict[str, Any]]:
-    """Return column -> cell for every metric of the suite."""
+    """Return column -> cell for every metric of the suite; `absent` says which could not run, and why."""
     good = [row for row in rows if row.status == "ok"]
     failed = len(rows) - len(good)
     out: dict[str, dict[str, Any]] = {}
@@ -104,9 +115,13 @@ def cells(
         if spec.modality not in about.modalities or spec.kind not in about.kinds:
             reason = f"{about.name} is not defined for {spec.kind} {spec.modality} tokenizers"
             bodies = {column.name: _empty("not applicable", reason) for column in about.columns}
+        elif name in absent:
+            why = absent[name]
+            reason = "; ".join(text for text in (why["reason"], why["fix"]) if text)
+            bodies = {column.name: _empty(why["state"], reason) for column in about.columns}
         elif is_corpus(metric):
             numbers = cast("Corpus", metric).compute(states.get(name, {}))
-            bodies = {name: _corpus_cell(metric, name, value, len(good), failed) for name, value in numbers.items()}
+            bodies = {name: _corpus_cell(metric, name, value, good, failed) for name, value in numbers.items()}
         else:
             bodies = _row_cells(cast("PerSample", metric), good, failed)
         for column, body in bodies.items():
@@ -124,6 +139,7 @@ def _described(spec: MetricSpec, column: str) -> dict[str, Any]:
         "unit": entry.unit,
         "higher_is_better": entry.higher_is_better,
         "decimals": entry.decimals,
+        "atol": entry.atol,
         "level": entry.level and "/" not in column,
     }
 
@@ -136,7 +152,7 @@ def _row_cells(metric: PerSample, rows: Sequence[Row], failed: int) -> dict[str,
     if hasattr(metric, "summarise"):
         table = {column: [row.values.get(column) for row in rows] for column in {*mine, *declared}}
         derived = cast("Summarising", metric).summarise(table, [row.group for row in rows])
-        bodies |= {name: _corpus_cell(metric, name, value, len(rows), failed) for name, value in derived.items()}
+        bodies |= {name: _corpus_cell(metric, name, value, rows, failed) for name, value in derived.items()}
     return bodies
 
 
@@ -150,16 +166,25 @@ def _row_cell(column: str, rows: Sequence[Row], failed: int) -> dict[str, Any]:
         "n": found.n,
         "n_undefined": len(rows) - found.n,
         "n_failed": failed,
-        "status": "ok" if found.value is not None else "undefined",
-        "reason": reasons[0] if found.value is None else "",
+        **_state(found.value, reasons),
         "where": "row",
     }
 
 
-def _corpus_cell(metric: Metric, column: str, value: float | None, n: int, failed: int) -> dict[str, Any]:
+def _corpus_cell(metric: Metric, column: str, value: float | None, rows: Sequence[Row], failed: int) -> dict[str, Any]:
     why: Mapping[str, str] = getattr(metric, "undefined", {})
-    reason = "" if value is not None else why.get(column, "undefined on this set")
-    return {**_empty("undefined" if value is None else "ok", reason), "value": value, "n": n, "n_failed": failed}
+    reasons = [row.undefined[column] for row in rows if column in row.undefined]
+    state = _state(value, reasons or [why.get(column, "undefined on this set")])
+    return {**_empty("", ""), **state, "value": value, "n": len(rows), "n_failed": failed}
+
+
+def _state(value: float | None, reasons: Sequence[str]) -> dict[str, str]:
+    """Return status and reason: `not applicable` where every row without a value says so, else the first reason."""
+    if value is not None:
+        return {"status": "ok", "reason": ""}
+    if all(reason.startswith(NOT_APPLICABLE) for reason in reasons):
+        return {"status": "not applicable", "reason": reasons[0].removeprefix(NOT_APPLICABLE)}
+    return {"status": "undefined", "reason": reasons[0]}
 
 
 def _empty(status: str, reason: str) -> dict[str, Any]:

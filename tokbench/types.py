@@ -67,6 +67,8 @@ class Sample:
         groups: The file each row was cut from (clips of one video share it).
         annotations: Ground truth per row that a dataset carries (text boxes, key points), else empty mappings.
         memo: Work that several metrics share on this batch (features of one extractor), keyed by what it is; dies with it.
+        codec: Runs the tokenizer again on signals or codes shaped like this batch's, for metrics that probe it (idempotence,
+            perturbed codes); None where the reconstruction was resized back to the file's own size (`tokbench-pad`).
     """
 
     keys: tuple[str, ...]
@@ -80,6 +82,7 @@ class Sample:
     groups: tuple[str, ...] = ()
     annotations: tuple[Mapping[str, object], ...] = ()
     memo: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
+    codec: Codec | None = field(default=None, compare=False, repr=False)
 
 
 def take_row(sample: Sample, index: int) -> Sample:
@@ -125,6 +128,86 @@ class Tokenizer(Protocol):
     def encode(self, x: Tensor) -> Code: ...
 
     def decode(self, code: Code) -> Tensor: ...
+
+
+class Codec(Protocol):
+    """The tokenizer with all that the engine does around it, on one batch's shape: range, resampling, padding, rounding.
+
+    What `Sample.codec` holds. Signals are canonical and shaped like `Sample.reference`; `keys` seed a stochastic tokenizer
+    row by row, which is why such a tokenizer sees batches of one. `decode(encode(x))` of the reference is `Sample.raw`
+    (unless both draw: each is seeded anew).
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def seed(self) -> int:
+        """Of the protocol; a metric that draws random numbers seeds them by (seed, key)."""
+        ...
+
+    def encode(self, x: Tensor, keys: Sequence[str]) -> Code:
+        """Map canonical signals, shaped like `Sample.reference`, to a code."""
+        ...
+
+    def decode(self, code: Code, keys: Sequence[str]) -> Tensor:
+        """Map a code to canonical signals shaped like `Sample.reference`, neither clamped nor rounded."""
+        ...
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """Clamp and round as the protocol does: what `decode` gave becomes what `Sample.reconstruction` would hold."""
+        ...
+
+    def unquantized(self, x: Tensor, codebook: str) -> Tensor:
+        """Return what the quantizer of a `LatentSource` saw of the signals: (B, *grid, D).
+
+        Raises:
+            NotApplicable: The tokenizer is no `LatentSource`.
+        """
+        ...
+
+
+class Neighbours(Protocol):
+    """What lies near an entry of a codebook; `tokbench.adapters.nn.neighbours` has one for each kind of quantizer."""
+
+    def choose(self, indices: Tensor, delta: int, uniform: Tensor) -> Tensor:
+        """Return for each of (N,) indices another entry, drawn from its neighbourhood of strength `delta`.
+
+        `uniform` (N,) float64 in [0, 1) decides which: equal parts of [0, 1) belong to the members.
+        """
+        ...
+
+
+@runtime_checkable
+class LatentNeighbours(Protocol):
+    """Neighbours in a table of vectors, which can be searched with a latent as well."""
+
+    def choose_near(self, latents: Tensor, delta: int, uniform: Tensor) -> Tensor:
+        """Return for each of (N, D) unquantized latents one of the `delta` entries nearest to it, the nearest included."""
+        ...
+
+
+@runtime_checkable
+class Neighbouring(Protocol):
+    """A tokenizer that knows what lies near an entry of each of its codebooks, for perturbation metrics."""
+
+    def neighbours(self, codebook: str) -> Neighbours: ...
+
+
+@runtime_checkable
+class LatentSource(Protocol):
+    """A tokenizer that shows what its quantizers see: (B, *grid, D) on the table's own scale, for one codebook id."""
+
+    def unquantized(self, x: Tensor, codebook: str) -> Tensor: ...
+
+
+@runtime_checkable
+class Droppable(Protocol):
+    """A 1-D tokenizer whose decoder takes fewer tokens than its encoder emits (mask tokens, zeros, a shorter sequence)."""
+
+    def drop(self, code: Code, keep: Tensor) -> Code:
+        """Return `code` without the tokens where `keep`, (B, N) bool, is False; `decode` takes the result."""
+        ...
 
 
 @runtime_checkable
@@ -179,6 +262,31 @@ class Corpus(Protocol):
     def update(self, state: State, sample: Sample) -> State: ...
 
     def compute(self, state: State) -> Mapping[str, float | None]: ...
+
+
+@runtime_checkable
+class Referencing(Protocol):
+    """A corpus metric part of whose state depends on the references alone.
+
+    `update` then adds the reconstructions only. The engine keeps what `update_reference` gathers over a shard, beside the
+    store, so that the next tokenizer under the same protocol does without that pass; the keys of the two parts differ.
+    """
+
+    def update_reference(self, state: State, sample: Sample) -> State: ...
+
+
+@runtime_checkable
+class Bounding(Protocol):
+    """A corpus metric whose merged states would grow with the set: `bound` returns an equal, smaller one."""
+
+    def bound(self, state: State) -> State: ...
+
+
+@runtime_checkable
+class Fetching(Protocol):
+    """A metric that needs weights: `fetch` downloads those that are absent, unless `offline`, before its spec is read."""
+
+    def fetch(self, *, offline: bool) -> None: ...
 
 
 Metric = PerSample | Corpus

@@ -1,0 +1,216 @@
+"""Feature networks that metrics of the whole set share: one forward pass a batch, whoever asks first."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokbench.errors import NotApplicable, UsageError
+from tokbench.types import Sample
+from tokbench.weights import WeightsRefused, file_digest, load_state
+
+from ._backbones import Backbone, require
+
+Front = Literal["tf1", "bilinear", "antialias", "clean"]
+Variant = Literal["round", "truncate", "clamp", "raw"]
+Side = Literal["reference", "reconstruction"]
+
+SIZE = 299
+"""Pixels a side that Inception sees."""
+
+INCEPTION = Backbone(
+    owner="inception",
+    files=("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"),
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d",
+)
+"""The weights of 2015-12-05 that FID is defined with; torch-fidelity and pytorch-fid publish one file under two names."""
+
+_CHUNK = {"cpu": 4, "cuda": 32}
+
+_TRUNK = (
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+    "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e",
+    "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Features:
+    """What Inception says of B images: `pool` (B, 2048) of the last pooling, `logits` (B, 1008) without the bias."""
+
+    pool: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Inception:
+    """The Inception network of 2015-12-05 behind one of the four front ends that are in use.
+
+    | front | input | resize to 299 | then | used by |
+    |---|---|---|---|---|
+    | `tf1` | 0..255 | TensorFlow 1's bilinear: no half-pixel centres | (x - 128) / 128 | ADM, torch-fidelity |
+    | `bilinear` | 0..1 | `F.interpolate`, half-pixel centres, no antialias | 2x - 1 | pytorch-fid |
+    | `antialias` | 0..255 | `F.interpolate`, antialias | (x - 128) / 128 | torchmetrics from 1.8 |
+    | `clean` | 0..255 | PIL bicubic a channel in float32, clamped to 0..255 | (x - 128) / 128 | clean-fid |
+
+    Network and TensorFlow resize are torch-fidelity's. Batch norms are folded into their convolutions, which moves a
+    feature by about 1e-6. Images go through in chunks of one size, the last padded with zeros, so that a row's bits on
+    the CPU do not depend on its batch.
+
+    Attributes:
+        front: Which front end.
+        weights: A weight file of one's own; empty: the published one, looked for as `docs/protocols.md` says.
+    """
+
+    front: Front = "tf1"
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        if self.front not in get_args(Front):
+            raise UsageError(f"unknown front end {self.front!r}; one of {', '.join(get_args(Front))}")
+
+    def __call__(self, sample: Sample, side: Side, variant: Variant) -> Features:
+        """Return the features of one side of a batch of images; computed once a batch, kept in `sample.memo`.
+
+        Args:
+            sample: A batch of images (B, 3, H, W) in [0, 1].
+            side: The reference is taken as it was encoded, whatever the variant.
+            variant: How the decoder's output becomes an image: 8 bits by `round` (half up) or `truncate`, the float
+                value by `clamp` to [0, 1] or `raw`, not even clamped.
+
+        Raises:
+            NotApplicable: No images.
+            WeightsAbsent: The weights are not on this machine.
+        """
+        if sample.spec.modality != "image" or sample.reference.ndim != 4:
+            raise NotApplicable(f"Inception looks at images; {sample.spec.name} is for {sample.spec.modality}")
+        images = picture(sample, side, variant)
+        place = ("inception", self.front, self.weights, side, "reference" if side == "reference" else variant)
+        memo: dict[Any, Any] = sample.memo
+        if place not in memo:
+            memo[place] = self.of(images)
+        found: Features = memo[place]
+        return found
+
+    def of(self, images: Tensor) -> Features:
+        """Return the features of (B, 3, H, W) float32 images in [0, 1]. Raises WeightsAbsent."""
+        path = require(INCEPTION, self.weights)
+        network = load(path, file_digest(path), str(images.device))
+        with torch.inference_mode():
+            return network(FRONTS[self.front](images))
+
+
+def picture(sample: Sample, side: Side, variant: Variant) -> Tensor:
+    """Return one side of a batch as the metric's input, (B, 3, H, W) float32, 8-bit variants at k / 255."""
+    if side == "reference":
+        return sample.reference
+    raw = sample.raw
+    if variant == "raw":
+        return raw
+    if variant == "clamp":
+        return raw.clamp(0.0, 1.0)
+    # In float32, as the engine rounds: another precision puts some halves on the other side.
+    levels = raw.to(torch.float32).clamp(0.0, 1.0) * 255.0
+    levels = (levels + 0.5).floor() if variant == "round" else levels.floor()
+    return levels / torch.tensor(255.0, device=raw.device)
+
+
+def tf1(x: Tensor) -> Tensor:
+    """Resize as TensorFlow 1 does, in torch-fidelity's words, and normalise: (B, 3, H, W) in [0, 1] -> (B, 3, 299, 299)."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    resized: Tensor = interpolate_bilinear_2d_like_tensorflow1x(_levels(x), size=(SIZE, SIZE), align_corners=False)
+    return (resized - 128) / 128
+
+
+def bilinear(x: Tensor) -> Tensor:
+    """Resize and normalise as pytorch-fid does."""
+    return 2 * nn.functional.interpolate(x, size=(SIZE, SIZE), mode="bilinear", align_corners=False) - 1
+
+
+def antialias(x: Tensor) -> Tensor:
+    """Resize and normalise as torchmetrics does since 1.8."""
+    resized = nn.functional.interpolate(
+        _levels(x), size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True
+    )
+    return (resized - 128) / 128
+
+
+def clean(x: Tensor) -> Tensor:
+    """Resize and normalise as clean-fid does."""
+    from PIL import Image
+
+    def resized(plane: Any) -> Any:
+        image = Image.fromarray(plane).resize((SIZE, SIZE), resample=Image.Resampling.BICUBIC)
+        return np.asarray(image).clip(0, 255)
+
+    planes = _levels(x).cpu().numpy()
+    out = np.stack([np.stack([resized(plane) for plane in image]) for image in planes])
+    return (torch.from_numpy(out).to(x.device) - 128) / 128
+
+
+FRONTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tf1": tf1, "bilinear": bilinear, "antialias": antialias, "clean": clean,
+}  # fmt: skip
+
+
+def _levels(x: Tensor) -> Tensor:
+    """Scale to 0..255; values at k / 255 become k exactly."""
+    return x * 255.0
+
+
+class Network:
+    """Inception from the resized image on."""
+
+    def __init__(self, trunk: nn.Module, head: Tensor, chunk: int) -> None:
+        self._trunk, self._head, self._chunk = trunk, head, chunk
+
+    def __call__(self, x: Tensor) -> Features:
+        """Return the features of (B, 3, 299, 299) normalised images."""
+        parts = [self._part(part) for part in torch.split(x, self._chunk)]
+        return Features(torch.cat([pool for pool, _ in parts]), torch.cat([logits for _, logits in parts]))
+
+    def _part(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.shape[0]
+        full = torch.zeros(self._chunk, *x.shape[1:], device=x.device)
+        full[:rows] = x
+        pool = torch.flatten(self._trunk(full.to(memory_format=torch.channels_last)), 1)
+        return pool[:rows], (pool @ self._head)[:rows]
+
+
+@lru_cache(maxsize=2)
+def load(path: Path, _sha256: str, device: str) -> Network:
+    """Build the network from a weight file; kept for the process, by the file's content.
+
+    Raises:
+        WeightsRefused: The file is not a state dict of this network, or would have to be unpickled.
+    """
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    # torch-fidelity unpickles whatever file it is given; it gets a copy of the tensors that were read without doing so.
+    buffer = io.BytesIO()
+    torch.save(load_state(path), buffer)
+    buffer.seek(0)
+    try:
+        whole = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsRefused(f"{path} is not Inception's: {reason}", f"fetch {INCEPTION.url}") from error
+    for module in whole.modules():
+        if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()
+    trunk = nn.Sequential(*(getattr(whole, name) for name in _TRUNK)).eval().requires_grad_(False)
+    trunk = trunk.to(device).to(memory_format=torch.channels_last)
+    head: Tensor = whole.fc.weight.detach().T.contiguous().to(device)
+    return Network(trunk, head, _CHUNK.get(torch.device(device).type, 4))

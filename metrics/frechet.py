@@ -1,0 +1,173 @@
+"""Reconstruction FID: the Fréchet distance between Inception features of references and reconstructions, by preset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from tokbench.errors import UsageError
+from tokbench.spec import Column, MetricSpec
+from tokbench.types import Sample, State
+
+from ._backbones import digest, fetch
+from ._exact import SHIFTS, Array, Moments, add_rows, bounded, count, kept_rows, moments
+from .features import INCEPTION, Front, Inception, Variant
+
+DEFAULT = "torch-fidelity"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a published rFID does behind the decoder: how its output becomes an image, and Inception's front end."""
+
+    variant: Variant
+    front: Front
+    used_by: str
+
+
+PRESETS: Mapping[str, Preset] = {
+    "torch-fidelity": Preset("round", "tf1", "torch-fidelity: UniTok, FVQ, taming"),
+    "adm": Preset("round", "tf1", "OpenAI's evaluator: LlamaGen, XQ-GAN, RobusTok, GigaTok, RAE"),
+    "titok": Preset("round", "tf1", "1d-tokenizer: TiTok, MaskBit, ReVQ"),
+    "seed-voken": Preset("clamp", "bilinear", "SEED-Voken: Open-MAGVIT2, IBQ; FlowMo, SimVQ, WeTok"),
+    "bsq": Preset("raw", "bilinear", "BSQ-ViT"),
+    "pytorch-fid": Preset("round", "bilinear", "pytorch-fid on folders: LightningDiT, RQ-VAE"),
+    "dc-ae": Preset("round", "bilinear", "efficientvit: DC-AE, at 512"),
+    "clean": Preset("round", "clean", "clean-fid: VQGAN-LC"),
+    "torchmetrics": Preset("truncate", "antialias", "torchmetrics from 1.8 on truncated 8-bit images: VTBench"),
+}
+"""Preset -> its arithmetic. What comes before it (crop, size, data) is the suite's."""
+
+
+class Rfid:
+    """Reconstruction FID of images, in one of the nine forms that are published under that name.
+
+    `rfid` is the preset `torch-fidelity`: 8-bit images, TensorFlow-compatible Inception and resize, n - 1. It is what
+    OpenAI's evaluator computes from the same pixels (to 1e-6), with a maintained implementation. Other presets have their
+    own column, `rfid_<preset>`, so that no two definitions share one. Presets that share a front end share its forward
+    pass of the references, and that of the reconstructions where the rounding is the same.
+
+    The state is exact. A feature is rounded to a grid of 2^-16 (values below 14.6; rows with a larger value to a coarser
+    one), so every sum is an integer: the same bits for any batch, order or split of up to 10^7 images. Rounding moves each
+    feature by at most 2^-17, hence √FID by at most 2·√2048·2^-17 = 7e-4 were all errors to conspire, and FID, since they do
+    not, by about 2048·2^-32/6 = 8e-8.
+
+    The Fréchet distance is torch-fidelity's function. With fewer than 2048 images in all, it is given the coordinates in
+    the subspace that the images span: the same distance, without the 2048 eigenvalues of which most are rounding noise.
+    FID has a bias that falls with the number of images: compare only numbers of the same n.
+
+    Args:
+        preset: One of `PRESETS`.
+        weights: An Inception weight file of one's own.
+        covariance: `n-1`, as all nine presets have it, or `n`; the column then ends in `_biased`.
+
+    Raises:
+        UsageError: No such preset or covariance, or `weights` names nothing.
+    """
+
+    def __init__(self, *, preset: str = DEFAULT, weights: str = "", covariance: Literal["n-1", "n"] = "n-1") -> None:
+        if preset not in PRESETS:
+            raise UsageError(f"rfid: unknown preset {preset!r}; one of {', '.join(sorted(PRESETS))}")
+        if covariance not in ("n-1", "n"):
+            raise UsageError(f"rfid: covariance is n-1 or n, got {covariance!r}")
+        self._name, self._preset, self._weights, self._covariance = preset, PRESETS[preset], weights, covariance
+        self._extract = Inception(self._preset.front, weights)
+        own = "" if preset == DEFAULT else f"_{preset.replace('-', '_')}"
+        self.column = f"rfid{own}{'_biased' if covariance == 'n' else ''}"
+        self.undefined: Mapping[str, str] = {self.column: "needs at least two images"}
+
+    @cached_property
+    def spec(self) -> MetricSpec:
+        """Column and settings; the weights' sha256 is one of them."""
+        text = f"Fréchet distance of Inception features, preset {self._name} ({self._preset.used_by})"
+        return MetricSpec(
+            name=self.column,
+            modalities=("image",),
+            columns=(Column(self.column, "", False, text, atol=1e-3, decimals=3, where="corpus"),),
+            summary="Reconstruction FID",
+            reference="torch_fidelity.calculate_metrics(fid=True); pytorch_fid; cleanfid; torchmetrics",
+            protocol={
+                "preset": self._name,
+                "input": self._preset.variant,
+                "front": self._preset.front,
+                "covariance": self._covariance,
+                "grid": SHIFTS[0],
+                "weights": digest(INCEPTION, self._weights),
+            },
+        )
+
+    def fetch(self, *, offline: bool) -> None:
+        """Download the weights where they are absent and `offline` allows it."""
+        fetch(INCEPTION, self._weights, offline)
+
+    def init(self) -> State:
+        """Return the empty state."""
+        return {}
+
+    def update(self, state: State, sample: Sample) -> State:
+        """Return `state` with the reconstructions of a batch added.
+
+        Raises:
+            WeightsAbsent: Inception's weights are not on this machine.
+        """
+        found = self._extract(sample, "reconstruction", self._preset.variant)
+        return self.bound(add_rows(state, "reconstruction", sample.keys, found.pool))
+
+    def update_reference(self, state: State, sample: Sample) -> State:
+        """Return `state` with the references of a batch added: the part that every tokenizer shares."""
+        found = self._extract(sample, "reference", self._preset.variant)
+        return self.bound(add_rows(state, "reference", sample.keys, found.pool))
+
+    def bound(self, state: State) -> State:
+        """Return an equal state of bounded size."""
+        return bounded(bounded(state, "reference"), "reconstruction")
+
+    def compute(self, state: State) -> dict[str, float | None]:
+        """Return the distance; None with fewer than two images."""
+        return {self.column: distance(state, divide_by_n=self._covariance == "n")}
+
+
+def distance(state: State, *, divide_by_n: bool = False) -> float | None:
+    """Return the Fréchet distance between the two sides of a state of `_exact.add_rows`, or None below two rows a side."""
+    n, m = count(state, "reference"), count(state, "reconstruction")
+    if min(n, m) < 2:
+        return None
+    x, y = kept_rows(state, "reference"), kept_rows(state, "reconstruction")
+    if x is not None and y is not None and n + m < x.shape[1]:
+        a, b = _in_their_span(x, y)
+    else:
+        first, second = moments(state, "reference"), moments(state, "reconstruction")
+        if first is None or second is None:
+            return None
+        a, b = first, second
+    return frechet(_scaled(a, divide_by_n), _scaled(b, divide_by_n))
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """Return |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁Σ₂)^½), by torch-fidelity's function."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    pair = ({"mu": side.mean, "sigma": side.covariance} for side in (a, b))
+    return float(fid_statistics_to_metric(*pair, verbose=False)[KEY_METRIC_FID])
+
+
+def _in_their_span(x: Array, y: Array) -> tuple[Moments, Moments]:
+    """Return the moments of (n, d) and (m, d) rows in an orthonormal basis of what they span: the distance is the same."""
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    stacked = np.concatenate([x - mean_x, y - mean_y, (mean_x - mean_y)[None]])
+    coordinates: Array = np.transpose(np.linalg.qr(stacked.T, mode="r"))
+    rows_x, rows_y, gap = coordinates[: len(x)], coordinates[len(x) : -1], coordinates[-1]
+    return (
+        Moments(len(x), gap, rows_x.T @ rows_x / (len(x) - 1)),
+        Moments(len(y), np.zeros_like(gap), rows_y.T @ rows_y / (len(y) - 1)),
+    )
+
+
+def _scaled(side: Moments, divide_by_n: bool) -> Moments:
+    if not divide_by_n:
+        return side
+    return Moments(side.count, side.mean, side.covariance * ((side.count - 1) / side.count))
