@@ -252,7 +252,8 @@ class Painter(nn.Module):
         for layer in layers:
             h = layer(h)
         painted: Tensor = h[:, n + 1 : n + 1 + self.side**2]
-        return painted.transpose(1, 2).reshape(count, width, self.side, self.side).contiguous()
+        # Channels stay innermost in memory, as in the official code: the convolutions then round as they do there.
+        return painted.reshape(count, self.side, self.side, width).movedim(-1, 1)
 
 
 class VFMTok(nn.Module):

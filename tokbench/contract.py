@@ -90,7 +90,8 @@ def code_digest(codes: list[Code]) -> str:
     found = hashlib.sha256()
 
     def add(label: str, tensor: Tensor) -> None:
-        array = tensor.detach().cpu().contiguous()
+        # flatten alone may keep a stride that a one-element view cannot reinterpret
+        array = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         found.update(f"{label} {array.dtype} {tuple(array.shape)}\n".encode())
         found.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
 

@@ -1,14 +1,26 @@
-"""Results -> boards, one a (suite, protocol): as a DataFrame, as CSV (the truth), Markdown and a terminal table."""
+"""Results and published numbers -> boards, one a (suite, protocol): DataFrame, CSV (the truth), Markdown, terminal table."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
-from tokbench.spec import canonical_json
+from tokbench.entries import Entry
+from tokbench.published import (
+    BoardSpec,
+    Budget,
+    Declared,
+    Plot,
+    ReportedColumn,
+    ReportedRow,
+    ReportedTable,
+    ReportedValue,
+)
+from tokbench.ranks import Rank, group_of, ranks
+from tokbench.spec import Modality, canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +43,11 @@ class Board:
 
     Attributes:
         columns: Metric columns shown, in order.
-        rows: Results and recorded absences, sorted: references first, then by rate, then by name.
+        rows: Results and recorded absences, sorted: references first, then by rate, then by name; then published numbers,
+            which have the status `reported`.
         notes: What was left out of the board and why.
+        spec: What was declared of the board, or made up from its suite.
+        ranks: Name of a measured row -> its rank; empty where nobody asked.
     """
 
     suite: str
@@ -41,10 +56,19 @@ class Board:
     columns: tuple[str, ...]
     rows: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = ()
+    spec: BoardSpec | None = None
+    ranks: Mapping[str, Rank] = field(default_factory=dict)
+
+    @property
+    def mixed(self) -> bool:
+        """Tell whether published numbers stand on the board, so that a column must say which is which."""
+        return any(row["status"] == "reported" for row in self.rows)
 
     @property
     def title(self) -> str:
-        """Return `suite @ protocol` with the number of samples."""
+        """Return `suite @ protocol` with the number of samples; of a board without results, its own title."""
+        if not self.protocol:
+            return self.spec.title if self.spec else self.suite
         totals = {row["samples"]["rows"] for row in self.rows if "samples" in row}
         count = f", {max(totals)} samples" if totals else ""
         return f"{self.suite} @ {self.protocol[:8]}{count}"
@@ -137,6 +161,151 @@ def _finished(result: Mapping[str, Any]) -> str:
     return max((shard["finished"] for shard in shards), default="")
 
 
+# ---------------------------------------------------------------------------------------------- declared boards
+
+
+def ranked_boards(found: Sequence[Entry]) -> list[Board]:
+    """Group results into boards as `boards` does, with budget groups of the modality's rate and ranks within them."""
+    return [_ranked(board, default_spec(board), found) for board in boards(entry.result for entry in found)]
+
+
+def declared_boards(declared: Declared, found: Sequence[Entry]) -> list[Board]:
+    """Return a board for every declared one, several where its suite has results of several protocols.
+
+    A suite without results gives a board only if it has published numbers. Results of suites nobody declared come last.
+    """
+    out: list[Board] = []
+    for spec in declared.boards:
+        published = [
+            _reported(declared.tables[name], row) for name in spec.reported for row in declared.tables[name].rows
+        ]
+        mine = [entry for entry in found if spec.suite and entry.result["suite"] == spec.suite]
+        measured = boards(entry.result for entry in mine)
+        if not measured and published:
+            measured = [Board(spec.name, spec.modality, "", (), ())]
+        for board in measured:
+            names = {str(row["tokenizer"]["name"]): row for row in board.rows if row["status"] == "complete"}
+            rows = (*board.rows, *(_with_difference(row, names) for row in published))
+            valued = {c for row in rows for c, cell in row.get("metrics", {}).items() if cell["value"] is not None}
+            columns = tuple(column for column in spec.columns if column in valued)
+            full = replace(board, rows=tuple(_sorted(rows, spec)), columns=columns or board.columns)
+            out.append(_ranked(full, spec, mine))
+    known = {spec.suite for spec in declared.boards}
+    return out + ranked_boards([entry for entry in found if entry.result["suite"] not in known])
+
+
+def default_spec(board: Board) -> BoardSpec:
+    """Return how a board that nobody declared is grouped, ranked and drawn: by its rate and its first quality column."""
+    budgets = {
+        "image": Budget("bpp", (0.25, 0.5, 1.0, 2.0)),
+        "video": Budget("bpp", (0.05, 0.1, 0.25, 0.5, 1.0)),
+        "audio": Budget("kbps", (3.0, 8.0, 16.0, 32.0, 64.0)),
+    }
+    budget = budgets[board.modality]
+    rowwise = {
+        name
+        for row in board.rows
+        for name, cell in row.get("metrics", {}).items()
+        if cell["where"] == "row" and cell["higher_is_better"] is not None
+    }
+    quality = [column for column in board.columns if column in rowwise and column not in _RATES]
+    return BoardSpec(
+        name=board.suite,
+        title=board.suite,
+        modality=cast("Modality", board.modality),
+        columns=board.columns,
+        suite=board.suite,
+        sort=quality[0] if quality else "",
+        budget=budget,
+        plots=tuple(Plot(budget.column, column) for column in quality[:2]),
+    )
+
+
+def _ranked(board: Board, spec: BoardSpec, found: Sequence[Entry]) -> Board:
+    if not spec.sort:
+        return replace(board, spec=spec)
+    places = {entry.result["key"]: entry.place for entry in found if entry.result["status"] == "complete"}
+    rows = {str(row["tokenizer"]["name"]): row for row in board.rows if row["status"] != "reported"}
+    at = {name: places[row["key"]] for name, row in rows.items() if row["key"] in places}
+    return replace(board, spec=spec, ranks=ranks(rows, at, spec))
+
+
+def _sorted(rows: Sequence[Mapping[str, Any]], spec: BoardSpec) -> list[Mapping[str, Any]]:
+    """Keep measured rows as they are; put published ones behind, best first in the board's sort column."""
+
+    def key(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+        cell = row["metrics"].get(spec.sort)
+        value = math.inf if cell is None else -cell["value"] if cell["higher_is_better"] else cell["value"]
+        return (cell is None, value, row["tokenizer"]["name"])
+
+    published = sorted((row for row in rows if row["status"] == "reported"), key=key)
+    return [*(row for row in rows if row["status"] != "reported"), *published]
+
+
+def _reported(table: ReportedTable, row: ReportedRow) -> Mapping[str, Any]:
+    """Return a published row in the form boards hold, so that every rendering treats it alike."""
+    about = {column.name: column for column in table.columns}
+    cells = {name: _reported_cell(about[name], value) for name, value in row.values.items()}
+    if row.tokens is not None:
+        tokens = ReportedValue(float(row.tokens * row.num_codebooks))
+        cells["tokens"] = _reported_cell(ReportedColumn("tokens", decimals=0, description="of a sample"), tokens)
+    bits = row.bits()
+    if bits is not None and table.size is not None and table.modality == "image":
+        rate = ReportedColumn("bpp", "bit/pixel", False, 4, "nominal: tokens x log2(codebook size) over pixels")
+        cells["bpp"] = _reported_cell(rate, ReportedValue(bits / (table.size[0] * table.size[1])))
+    size = "" if row.codebook_size is None else str(row.codebook_size)
+    return {
+        "status": "reported",
+        "key": "",
+        "tokenizer": {
+            "name": row.tokenizer,
+            "kind": row.kind,
+            "licence": row.licence,
+            "codebook": size if row.num_codebooks == 1 or not size else f"{row.num_codebooks}x{size}",
+            "card": row.card,
+        },
+        "metrics": cells,
+        "preset": table.preset,
+        "source": row.source or table.source,
+        "date": table.date,
+        "note": row.note,
+        "verified": all(value.verified for value in row.values.values()),
+    }
+
+
+def _reported_cell(column: ReportedColumn, value: ReportedValue) -> dict[str, Any]:
+    return {
+        "metric": "reported", "unit": column.unit, "higher_is_better": column.higher_is_better, "decimals": column.decimals,
+        "level": True, "value": value.value, "upper": value.upper, "verified": value.verified, "text": value.text, "n": None,
+        "ci95": None,
+        "n_failed": 0, "n_undefined": 0, "status": "ok", "reason": "", "where": "reported", "description": column.description,
+    }  # fmt: skip
+
+
+def _with_difference(row: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Put measured minus published beside each published number whose checkpoint stands on the board too."""
+    mine = measured.get(row["tokenizer"]["card"])
+    if mine is None:
+        return row
+    cells = {
+        column: {**cell, "measured_difference": value - cell["value"]}
+        if (value := _value(mine, column)) is not None
+        else cell
+        for column, cell in row["metrics"].items()
+    }
+    return {**row, "metrics": cells}
+
+
+def codebook(row: Mapping[str, Any]) -> str:
+    """Return a row's codebooks in a few characters: `16384`, `8x1024`, `1024,512`, or ""."""
+    if "codebook" in row["tokenizer"]:
+        return str(row["tokenizer"]["codebook"])
+    sizes: Sequence[int] = (row["tokenizer"].get("identity") or {}).get("spec", {}).get("codebook_size") or ()
+    if len(sizes) > 1 and len(set(sizes)) == 1:
+        return f"{len(sizes)}x{sizes[0]}"
+    return ",".join(map(str, sizes))
+
+
 # ------------------------------------------------------------------------------------------------- renderings
 
 
@@ -148,13 +317,17 @@ def to_frame(board: Board) -> pd.DataFrame:
     for row in board.rows:
         record: dict[str, Any] = {
             "suite": board.suite,
-            "protocol": board.protocol,
+            "protocol": board.protocol or row.get("preset", ""),
             "modality": board.modality,
             "tokenizer": row["tokenizer"]["name"],
             "kind": row["tokenizer"]["kind"],
             "licence": row["tokenizer"]["licence"],
+            "origin": "reported" if row["status"] == "reported" else "measured",
+            "codebook": codebook(row),
             "status": row["status"] if row["status"] != "not run" else row["state"],
             "reason": row.get("reason", ""),
+            "group": "" if board.spec is None else group_of(row, board.spec),
+            "rank": board.ranks[name].place if (name := row["tokenizer"]["name"]) in board.ranks else None,
             "samples": row.get("samples", {}).get("rows"),
             "failed": row.get("samples", {}).get("failed"),
         }
@@ -162,12 +335,19 @@ def to_frame(board: Board) -> pd.DataFrame:
             cell = row.get("metrics", {}).get(column)
             interval = (cell or {}).get("ci95") or (None, None)
             record[column] = None if cell is None else cell["value"]
+            if cell is not None and cell.get("upper") is not None:
+                record[f"{column}_upper"] = cell["upper"]
+            if cell is not None and "measured_difference" in cell:
+                record[f"{column}_measured_difference"] = cell["measured_difference"]
             if cell is not None and cell["where"] == "row":
                 record |= {f"{column}_ci_low": interval[0], f"{column}_ci_high": interval[1], f"{column}_n": cell["n"]}
         timing = row.get("timing", {})
         record |= {name: timing.get(name) for name in _TIMES}
         record["device"] = row.get("provenance", {}).get("device", {}).get("name")
         record["key"] = row["key"]
+        if board.mixed:
+            doubtful = [column for column, cell in row.get("metrics", {}).items() if not cell.get("verified", True)]
+            record |= {name: row.get(name) for name in ("source", "date", "note")} | {"unverified": " ".join(doubtful)}
         records.append(record)
     return pd.DataFrame.from_records(records)
 
@@ -183,11 +363,13 @@ def to_markdown(found: Sequence[Board]) -> str:
     """Return the boards as Markdown tables; names and reasons are escaped."""
     parts = []
     for board in found:
-        header = ["tokenizer", *(_heading(board, column) for column in board.columns), "enc/s", "dec/s"]
-        lines = [f"## {_escape(board.title)}", "", _line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+        header = _header(board)
+        lines = [f"## {escape_markdown(board.title)}", "", _line(header), _line(["---", *["---:"] * (len(header) - 1)])]
         for row in board.rows:
-            lines.append(_line([_escape(row["tokenizer"]["name"]), *(_escape(text) for text in _texts(board, row))]))
-        lines += ["", *(f"- {_escape(note)}" for note in board.notes)]
+            lines.append(_line([escape_markdown(text) for text in (row["tokenizer"]["name"], *_texts(board, row))]))
+        if any(not cell.get("verified", True) for row in board.rows for cell in row.get("metrics", {}).values()):
+            lines += ["", "(?): not verified in its source."]
+        lines += ["", *(f"- {escape_markdown(note)}" for note in board.notes)]
         parts.append("\n".join(lines).rstrip() + "\n")
     return "\n".join(parts)
 
@@ -199,15 +381,24 @@ def to_table(board: Board) -> Table:
 
     table = Table(title=board.title, title_justify="left", title_style="bold")
     table.add_column("tokenizer", no_wrap=True)
-    for column in board.columns:
-        table.add_column(_heading(board, column), justify="right")
-    table.add_column("enc/s", justify="right")
-    table.add_column("dec/s", justify="right")
+    for title in _header(board)[1:]:
+        table.add_column(title, justify="right")
     for row in board.rows:
-        absent = row["status"] != "complete"
+        absent = row["status"] not in {"complete", "reported"}
         cells = [Text(text, style="dim" if absent else "") for text in _texts(board, row)]
         table.add_row(Text(row["tokenizer"]["name"]), *cells)
     return table
+
+
+def _header(board: Board) -> list[str]:
+    origin = ["origin"] if board.mixed else []
+    speed = ["enc/s", "dec/s"] if _timed(board) else []
+    return ["tokenizer", *origin, *(_heading(board, column) for column in board.columns), *speed]
+
+
+def _timed(board: Board) -> bool:
+    """Tell whether a row was measured: published numbers have no speed."""
+    return any(row["status"] != "reported" for row in board.rows)
 
 
 def _heading(board: Board, column: str) -> str:
@@ -221,6 +412,15 @@ def _heading(board: Board, column: str) -> str:
 def _texts(board: Board, row: Mapping[str, Any]) -> list[str]:
     """Return the row's cells as shown; an absent run says why in its first cell."""
     width = len(board.columns) + 2
+    if board.mixed and row["status"] != "reported":
+        return ["measured", *_texts(replace(board, rows=(row,)), row)]
+    if row["status"] == "reported":
+        source = f"reported: {row['source']}, {row['date']}"
+        return [
+            source,
+            *(_cell_text(row["metrics"].get(column)) for column in board.columns),
+            *([""] * 2 * _timed(board)),
+        ]
     if row["status"] != "complete":
         why = row.get("state", row["status"])
         return [f"not run: {why}" if row["status"] == "not run" else f"failed: {row['reason']}", *[""] * (width - 1)]
@@ -237,14 +437,19 @@ def _cell_text(cell: Mapping[str, Any] | None) -> str:
         return ""
     if cell["value"] is None:
         return "–"
-    text = f"{cell['value']:.{cell['decimals']}f}"
+    text = cell.get("text") or f"{cell['value']:.{cell['decimals']}f}"
+    if "measured_difference" in cell:
+        text += f" (measured {cell['measured_difference']:+.{cell['decimals']}f})"
+    if not cell.get("verified", True):
+        text += " (?)"
     if cell["ci95"] is not None and cell["level"] and cell["higher_is_better"] is not None:
         text += f" ±{(cell['ci95'][1] - cell['ci95'][0]) / 2:.{max(1, cell['decimals'] - 1)}f}"
     lost = cell["n_failed"] + cell["n_undefined"]
     return f"{text} ({lost} missing)" if lost else text
 
 
-def _escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Make any text harmless inside a Markdown table cell."""
     table = {ord(char): f"\\{char}" for char in "\\`*_[]|#"} | {ord("<"): "&lt;", ord(">"): "&gt;", ord("\n"): " "}
     return text.translate(table)
 

@@ -381,9 +381,9 @@ class MultiScaleBSQ(nn.Module):
         raise no_single_search(codebook)
 
     def _streams(self, positive: Tensor) -> list[Stream]:
-        bits = positive.reshape(*positive.shape[:-1], self.groups, self.width).long()
-        words = (bits << self._shifts(bits.device)).sum(-1)
-        return [Stream(f"bits-{g}", 1 << self.width, word) for g, word in enumerate(words.unbind(-1))]
+        groups = torch.split(positive.long(), self.width, dim=-1)
+        shifts = self._shifts(positive.device)
+        return [Stream(f"bits-{g}", 1 << self.width, (bits << shifts).sum(-1)) for g, bits in enumerate(groups)]
 
     def _shifts(self, device: torch.device) -> Tensor:
         return torch.arange(self.width - 1, -1, -1, device=device)

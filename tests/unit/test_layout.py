@@ -59,5 +59,9 @@ def test_a_wheel_holds_adapters_and_metrics_under_tokbench_with_their_data(tmp_p
         "tokbench/metrics/ssim.py",
         "tokbench/suites/quick.toml",
         "tokbench/py.typed",
+        "tokbench/result.schema.json",
+        "tokbench/templates/boards.js",
+        "tokbench/templates/boards.css",
+        "tokbench/templates/boards.html.j2",
     ):
         assert needed in names

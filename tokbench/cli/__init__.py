@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tokbench import __version__
-from tokbench.cli import check, leaderboard, listing, plan, run, show
+from tokbench.cli import check, compare, leaderboard, listing, plan, run, show, submit
 from tokbench.errors import NotAvailable, TokbenchError
 
 app = typer.Typer(
@@ -22,7 +22,9 @@ app.command("plan")(plan.plan)
 app.command("list")(listing.list_)
 app.command("show")(show.show)
 app.command("check")(check.check)
+app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.command("submit")(submit.submit)
 
 
 def _version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +13,16 @@ from tokbench.cli import options
 
 def show(
     name: Annotated[str, typer.Argument(help="A tokenizer (with options), suite or metric.")],
+    card: Annotated[
+        bool, typer.Option("--card", help="Print the metric block of a Hugging Face model card from measured results.")
+    ] = False,
+    output: options.Output = Path("results"),
     as_json: options.Json = False,
 ) -> None:
     """Print a card, a suite or a metric: geometry, licence, weights and where they are, options, reported numbers."""
+    if card:
+        typer.echo(_model_card(name, output), nl=False)
+        return
     from tokbench.registry import metric_names
     from tokbench.suite import describe, suite_names
 
@@ -29,6 +37,15 @@ def show(
         return
     for line in _lines(about):
         typer.echo(line)
+
+
+def _model_card(name: str, store: Path) -> str:
+    from tokbench.entries import entries
+    from tokbench.modelcard import model_card
+    from tokbench.registry import expand
+
+    card = expand([name])[0]
+    return model_card(card.spec.name, card.licence, entries(store))
 
 
 def _card(name: str) -> dict[str, Any]:

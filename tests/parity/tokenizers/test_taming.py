@@ -205,6 +205,8 @@ def test_published_configuration_has_the_official_keys_and_shapes(name: str) -> 
 def test_every_card_of_the_cluster_builds_without_allocation() -> None:
     built = 0
     for card in cards().values():
+        if card.status != "available":
+            continue
         net = skeleton(lambda card=card: build(at_point(card, {})))  # type: ignore[misc]
         assert sum(value.numel() for value in net.state_dict().values()) > 3e7
         assert card.weights
@@ -281,14 +283,16 @@ def test_wrong_keys_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["taming-vqgan-imagenet-f16-1024", "rqvae-8x8x4", "var-vqvae", "tokenbridge", "mar-kl16"]
+    "name",
+    ["taming-vqgan-imagenet-f16-1024", "rqvae-8x8x4", "var-vqvae", "tokenbridge", "mar-kl16", "infinity-vae-d24"],
 )
 def test_contract_holds_on_seeded_weights(name: str, tmp_path: Path) -> None:
     from tokbench.contract import check
     from tokbench.reconstruct import Engine
 
     case = Case(name, tmp_path)
-    spec = replace(case.card.spec, native_size=(128, 128) if case.card.spec.native_size else None)
+    size = (256, 256) if name in BITS else (128, 128)
+    spec = replace(case.card.spec, native_size=size if case.card.spec.native_size else None)
     case.adapter.spec = spec
     bad = [
         item for item in check(case.adapter, Engine()) if item.verdict == "fail" and item.name not in {"range", "gain"}

@@ -1,0 +1,79 @@
+"""What may be contributed: a whole run of a known protocol that names no machine; anything else is refused with its reason."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tokbench.entries import entries
+from tokbench.errors import StoreError
+from tokbench.session import Request, run
+from tokbench.submit import pack, problems
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return a real result of the image samples."""
+    store = tmp_path_factory.mktemp("store")
+    run(
+        Request(
+            ("image-sample",),
+            ("jpeg?quality=10",),
+            metrics=("psnr", "rate"),
+            output=store,
+            device="cpu",
+            decode_workers=0,
+        )
+    )
+    (found,) = entries(store)
+    return found
+
+
+def test_a_whole_run_is_packed_and_read_back(whole, tmp_path: Path) -> None:
+    assert problems(whole) == []
+    place = pack(whole, tmp_path / "results")
+    assert sorted(path.name for path in place.iterdir()) == ["result.json", "rows.parquet"]
+    (back,) = entries(tmp_path / "results")
+    assert back.result == whole.result
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("protocol", "limit"), 3, "limited to the first 3 files"),
+        (("samples", "failed"), 1, "1 row(s) failed"),
+        (("samples", "rows"), 99, "result.json says 99"),
+        (("protocol", "rounding"), "truncate", "not the protocol of image-sample: rounding is 'truncate'"),
+        (("suite",), "my-suite", "my-suite is no suite of tokbench"),
+        (("metrics", "psnr", "value"), 50.0, "psnr: result.json says 50.0, the rows give"),
+        (
+            ("tokenizer", "summary"),
+            "from /home/someone/weights/x.pt",
+            "holds a folder of a machine: '/home/someone/weights/x.pt'",
+        ),
+        (("tokenizer", "licence"), "C:\\Users\\me\\x", "holds a folder of a machine"),
+        (("provenance", "contract", "passed"), False, "the contract was not passed"),
+        (("status",), "done", "schema: $.status"),
+    ],
+)
+def test_what_may_not_be_published_is_refused_with_its_reason(whole, tmp_path: Path, path, value, message: str) -> None:
+    result = copy.deepcopy(dict(whole.result))
+    at = result
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    changed = dataclasses.replace(whole, result=result)
+    assert any(message in problem for problem in problems(changed))
+    with pytest.raises(StoreError, match="cannot be contributed"):
+        pack(changed, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_every_committed_result_may_be_published() -> None:
+    root = Path(__file__).parents[3] / "leaderboards" / "results"
+    found = entries(root)
+    assert {entry.result["suite"] for entry in found} >= {"image-sample", "video-sample", "audio-sample"}
+    assert {entry.name: wrong for entry in found if (wrong := problems(entry))} == {}
