@@ -23,7 +23,9 @@ def test_the_links_are_relative_and_resolve(room: str) -> None:
 
 
 def test_the_top_level_is_what_the_design_says() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     top = {path.partition("/")[0] for path in tracked if not path.startswith(".")}
     assert top == {
         "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "tokbench", "adapters", "metrics", "leaderboards", "tests",
