@@ -1,4 +1,4 @@
-"""Writes docs/tokenizers.md from the cards and the parity goldens: `python docs/tokenizers.py`. Nothing in it is kept by hand."""
+"""Writes docs/tokenizers.md from the cards and the parity goldens: `python docs/tokenizers.py`. Nothing is kept by hand."""
 
 from __future__ import annotations
 

@@ -139,8 +139,12 @@ def jobs(runs: Sequence[Run], index: int = 0, count: int = 1) -> Iterator[Job]:
 
 
 def notices(runs: Sequence[Run]) -> list[str]:
-    """Return what a reader should know of the data: files that were ignored, samples another package would add."""
+    """Return what a reader should know: files that were ignored, samples a package would add, terms of fetched weights."""
     found: dict[str, None] = {}
+    for card in (run.card for run in runs if run.absent is None and any(f.hub or f.url for f in run.card.weights)):
+        found[
+            f"{card.name}: weights under {card.licence}" + (f" ({card.licence_note})" if card.licence_note else "")
+        ] = None
     for source in (run.source for run in runs if run.source is not None):
         if source.ignored:
             found[f"{source.uri}: {source.ignored} file(s) of other types ignored"] = None

@@ -365,7 +365,8 @@ def load_state(path: Path, *, inside: Sequence[str] = ()) -> dict[str, Tensor]:
 
     Args:
         path: A `.safetensors` file, or a `.pt`, `.pth`, `.ckpt`, `.bin` or `.th` file of tensors.
-        inside: Keys that lead to the state dict in a file that nests it (`("state_dict",)`).
+        inside: Keys that lead to the state dict in a file that nests it (`("state_dict",)`). A safetensors file cannot nest,
+            so for one that `tokbench convert` wrote they do not apply.
 
     Raises:
         WeightsRefused: The file would have to run code to be read, is damaged, or holds no flat dict of tensors.
@@ -382,7 +383,7 @@ def load_state(path: Path, *, inside: Sequence[str] = ()) -> dict[str, Tensor]:
         raise WeightsRefused(
             f"{path}: unknown kind of weight file {path.suffix!r}", f"name a file that ends in {known}"
         )
-    for key in inside:
+    for key in inside if path.suffix != ".safetensors" else ():
         if not isinstance(state, Mapping) or key not in state:
             raise WeightsRefused(f"{path} holds no {key!r}", "compare the card's nesting with the file's keys")
         state = state[key]
@@ -418,7 +419,7 @@ def _load_pickle(path: Path) -> Any:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsRefused(
             f"{path} cannot be read as plain tensors, and tokbench never runs the code inside a pickle: {reason[:300]}",
-            "where you trust the file, load it yourself and save its state dict with safetensors.torch.save_file",
+            f"where you trust the file, `tokbench convert {path.name}` reads it in another process and writes safetensors",
         ) from error
 
 

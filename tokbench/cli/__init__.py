@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tokbench import __version__
-from tokbench.cli import check, compare, leaderboard, listing, plan, run, show, submit
+from tokbench.cli import check, compare, convert, leaderboard, listing, plan, run, show, submit
 from tokbench.errors import NotAvailable, TokbenchError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("plan")(plan.plan)
 app.command("list")(listing.list_)
 app.command("show")(show.show)
 app.command("check")(check.check)
+app.command("convert")(convert.convert)
 app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("submit")(submit.submit)
