@@ -12,7 +12,7 @@ from tokbench.types import Code
 
 
 class VaeSized:
-    """A convolutional f8 autoencoder, 128-256-512 channels (about half of Stable Diffusion's VAE), random weights."""
+    """A convolutional f8 autoencoder with random weights, about a tenth of the compute of Stable Diffusion's VAE."""
 
     spec = TokenizerSpec(
         "vae-sized", "image", "continuous", (-1.0, 1.0), (8, 8), latent_channels=4, batch_exact=False, batch_atol=1e-3

@@ -97,7 +97,7 @@ class Psnr:
             if mse is not None and values is not None:
                 errors.setdefault(group, []).append((mse, values))
         out = {"psnr_pooled": self._pooled([pair for pairs in errors.values() for pair in pairs])}
-        if "psnr_frame" in rows:
+        if any(value is not None for value in rows.get("psnr_frame", ())):
             files = [value for pairs in errors.values() if (value := self._pooled(pairs)) is not None]
             out["psnr_video"] = math.fsum(files) / len(files) if files else None
         return out

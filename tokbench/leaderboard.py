@@ -105,6 +105,12 @@ def _board(suite: str, protocol: str, results: Sequence[Mapping[str, Any]]) -> B
         if report.get("passed") is False:
             broken = ", ".join(item["name"] for item in report["checks"] if item["verdict"] == "fail")
             notes.append(f"{row['tokenizer']['name']}: fails its contract ({broken}); not a result to publish")
+    notes += dict.fromkeys(
+        f"{cell['metric']}: {cell['status']}: {cell['reason']}"
+        for row in shown
+        for cell in row.get("metrics", {}).values()
+        if cell["status"].endswith("absent")
+    )
     rows = sorted(shown, key=_order)
     return Board(suite, results[0]["modality"], protocol, _columns(rows), tuple(rows), tuple(notes))
 

@@ -180,7 +180,8 @@ def _suites(request: Request) -> list[Suite]:
 
 def _with_metrics(suite: Suite, names: Sequence[str]) -> Suite:
     specs = {name: build_metric(name).spec for name in names}
-    return replace(suite, metrics=tuple(name for name, spec in specs.items() if suite.modality in spec.modalities))
+    chosen = tuple(name for name, spec in specs.items() if suite.modality in spec.modalities)
+    return replace(suite, metrics=chosen, board=())
 
 
 def _label(uri: str) -> str:

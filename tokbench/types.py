@@ -243,7 +243,10 @@ class Summarising(Protocol):
     def summarise(
         self, rows: Mapping[str, Sequence[float | None]], groups: Sequence[str]
     ) -> Mapping[str, float | None]:
-        """Return corpus columns from row columns in key order; must not depend on shards or batches."""
+        """Return corpus columns from row columns in key order; must not depend on shards or batches.
+
+        Every declared row column is there; one that no row returned holds None throughout.
+        """
         ...
 
 

@@ -124,3 +124,34 @@ def test_a_folder_with_broken_files_is_scored_and_the_broken_ones_are_counted(tm
     assert result["metrics"]["mae"]["n"] == 3
     assert result["metrics"]["mae"]["n_failed"] == 6
     assert any("1 file(s) of other types ignored" in notice for notice in report.notices)
+
+
+def test_a_metric_without_its_weights_is_named_on_the_board_and_the_others_stand(
+    tmp_path, pictures, suite_file, monkeypatch
+):
+    from tokbench.leaderboard import boards
+
+    monkeypatch.delenv("TOKBENCH_WEIGHTS", raising=False)
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME", "TOKBENCH_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    request = Request(
+        (str(suite_file),),
+        ("resize",),
+        (str(pictures),),
+        ("mae", "rfid"),
+        tmp_path / "store",
+        device="cpu",
+        offline=True,
+    )
+    report = run(request)
+    (board,) = boards(report.results)
+    assert board.columns == ("mae",)
+    assert report.results[0]["metrics"]["rfid"]["status"] == "weights absent"
+    assert any(note.startswith("rfid: weights absent: inception needs weights-inception") for note in board.notes)
+
+
+def test_an_image_board_has_no_column_of_video(tmp_path, pictures, suite_file) -> None:
+    request = Request((str(suite_file),), ("resize",), (str(pictures),), ("psnr",), tmp_path / "store", device="cpu")
+    (result,) = run(request).results
+    assert {"psnr", "psnr_pooled"} <= set(result["metrics"])
+    assert not {"psnr_video", "psnr_frame"} & set(result["metrics"])
