@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from seeded import seeded_image, seeded_tensor
 from torch import Tensor
 
 from tokbench.catalog import at_point, read_catalog
@@ -54,37 +53,6 @@ SIZES = {
     "flux2-vae": 84.05, "flextok-vae-c4": 83.65, "kandinsky-movq": 67.83,
     "emu3-visiontokenizer": 270.74, "emu3-visiontokenizer-video": 270.74,
 }  # fmt: skip
-
-
-def seed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-
-
-def seeded_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    normal = np.random.RandomState(seed(key)).standard_normal(shape)
-    if key.endswith("running_var"):
-        normal = 1.0 + 0.1 * np.abs(normal)
-    elif len(shape) >= 2:
-        normal = normal / math.sqrt(max(1, math.prod(shape[1:])))
-    elif key.endswith(("weight", "gamma", "weight_g", "scale")):
-        normal = 1.0 + 0.1 * normal
-    else:
-        normal = 0.1 * normal
-    return torch.from_numpy(np.asarray(normal, dtype=np.float32))
-
-
-def seeded_images(name: str, batch: int, height: int, width: int) -> Tensor:
-    rng = np.random.RandomState(seed(name))
-    yy, xx = np.mgrid[0:height, 0:width] / max(height, width)
-    out = np.empty((batch, 3, height, width))
-    for b in range(batch):
-        for c in range(3):
-            fx, fy, phase = rng.uniform(1, 8), rng.uniform(1, 8), rng.uniform(0, 2 * math.pi)
-            out[b, c] = 0.5 + 0.3 * np.sin(2 * math.pi * (fx * xx + fy * yy) + phase)
-        cy, cx, r = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.3)
-        out[b, :, (yy - cy) ** 2 + (xx - cx) ** 2 < r * r] = rng.uniform(0, 1, size=3)
-    out += 0.02 * rng.standard_normal(out.shape)
-    return torch.from_numpy(np.clip(out, 0, 1).astype(np.float32))
 
 
 def bare(architecture: dict[str, Any]) -> Any:
@@ -179,7 +147,7 @@ def test_kandinsky_movq_equals_official_movqgan(tmp_path: Path) -> None:
     architecture = {**card.architecture, "block_out_channels": [32, 64, 64, 128], "num_vq_embeddings": 512}
     card = replace(card, architecture=architecture, spec=replace(card.spec, codebook_size=(512,)))
     tokenizer = adapter(card, state, tmp_path)
-    image = seeded_images("movqgan-67m", *arrays["shape"].tolist()) * 2 - 1
+    image = seeded_image("movqgan-67m", *arrays["shape"].tolist()) * 2 - 1
     code = tokenizer.encode(image)
     assert arrays["indices"].unique().numel() > 3
     assert torch.equal(code.streams[0].indices, arrays["indices"].long())
@@ -217,7 +185,7 @@ def test_emu3_clips_equal_official_code(tmp_path: Path) -> None:
     }
     assert set(emu3._layout(state, ())) == set(module.state_dict())
     tokenizer = adapter(replace(card, architecture=meta["architecture"]), state, tmp_path)
-    clip = seeded_images("emu3-vq", 8, 32, 48).transpose(0, 1)[None] * 2 - 1
+    clip = seeded_image("emu3-vq", 8, 32, 48).transpose(0, 1)[None] * 2 - 1
     code = tokenizer.encode(clip)
     assert arrays["video_indices"].unique().numel() > 3
     assert torch.equal(code.streams[0].indices, arrays["video_indices"].long())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import itertools
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from seeded import seeded_image, seeded_tensor
 from torch import Tensor
 
 from tokbench.adapters.nn import checkpoint, network
@@ -35,40 +34,6 @@ NAMES = sorted(
     for path in GOLDENS.glob("*/golden.json")
     if "catalog" in (golden := json.loads(path.read_text())) and "input" in golden
 )
-
-
-def seed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-
-
-def seeded_tensor(key: str, shape: tuple[int, ...], dtype: str) -> Tensor:
-    """A tensor that is a function of its official name and shape, as the recording of the goldens defines it."""
-    if not dtype.startswith(("float", "bfloat")):
-        return torch.zeros(shape, dtype=torch.int64)
-    normal = np.random.RandomState(seed(key)).standard_normal(shape)
-    if key.endswith("running_var"):
-        normal = 1.0 + 0.1 * np.abs(normal)
-    elif len(shape) >= 2:
-        normal = normal / math.sqrt(max(1, math.prod(shape[1:])))
-    elif key.endswith(("weight", "gamma", "weight_g", "scale")) and len(shape) == 1:
-        normal = 1.0 + 0.1 * normal
-    else:
-        normal = 0.1 * normal
-    return torch.from_numpy(np.asarray(normal, dtype=np.float32))
-
-
-def seeded_image(name: str, batch: int, height: int, width: int) -> Tensor:
-    rng = np.random.RandomState(seed(name))
-    yy, xx = np.mgrid[0:height, 0:width] / max(height, width)
-    out = np.empty((batch, 3, height, width))
-    for b in range(batch):
-        for c in range(3):
-            fx, fy, phase = rng.uniform(1, 8), rng.uniform(1, 8), rng.uniform(0, 2 * math.pi)
-            out[b, c] = 0.5 + 0.3 * np.sin(2 * math.pi * (fx * xx + fy * yy) + phase)
-        cy, cx, r = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.3)
-        out[b, :, (yy - cy) ** 2 + (xx - cx) ** 2 < r * r] = rng.uniform(0, 1, size=3)
-    out += 0.02 * rng.standard_normal(out.shape)
-    return torch.from_numpy(np.clip(out, 0, 1).astype(np.float32))
 
 
 Table = dict[str, tuple[tuple[int, ...], str]]

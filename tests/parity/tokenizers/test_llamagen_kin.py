@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from seeded import seeded_image, seeded_tensor
 
 from tokbench.adapters.nn.checkpoint import skeleton
 from tokbench.adapters.nn.llamagen import training_state
@@ -36,36 +35,6 @@ CASES = (
 )
 FAMILIES = ("gigatok", "fqgan", "tokenflow", "vfmtok")
 KEYS = json.loads((GOLDENS / "llamagen-kin-keys.json").read_text())
-
-
-def seed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-
-
-def seeded_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor that is a function of its official name and shape, as the recording of the goldens defines it."""
-    values = np.random.RandomState(seed(key)).standard_normal(shape)
-    if len(shape) >= 2:
-        values /= math.sqrt(max(1, math.prod(shape[1:])))
-    elif key.endswith(("weight", "gamma")):
-        values = 1.0 + 0.1 * values
-    else:
-        values *= 0.1
-    return torch.from_numpy(np.asarray(values, dtype=np.float32))
-
-
-def seeded_image(name: str, batch: int, height: int, width: int) -> Tensor:
-    rng = np.random.RandomState(seed(name))
-    yy, xx = np.mgrid[0:height, 0:width] / max(height, width)
-    out = np.empty((batch, 3, height, width))
-    for b in range(batch):
-        for c in range(3):
-            fx, fy, phase = rng.uniform(1, 8), rng.uniform(1, 8), rng.uniform(0, 2 * math.pi)
-            out[b, c] = 0.5 + 0.3 * np.sin(2 * math.pi * (fx * xx + fy * yy) + phase)
-        cy, cx, r = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.3)
-        out[b, :, (yy - cy) ** 2 + (xx - cx) ** 2 < r * r] = rng.uniform(0, 1, size=3)
-    out += 0.02 * rng.standard_normal(out.shape)
-    return torch.from_numpy(np.clip(out, 0, 1).astype(np.float32)) * 2 - 1
 
 
 def cards() -> dict[str, Card]:
@@ -104,7 +73,7 @@ class Case:
         torch.save({}, tmp / "none.pt")
         files = {file.role: tmp / "none.pt" for file in card.weights} | {"model": self.path}
         self.adapter = module_of(card).tokenizer(self.card, files)
-        self.image = seeded_image(*self.meta["seeded_image"])
+        self.image = seeded_image(*self.meta["seeded_image"]) * 2 - 1
 
 
 @pytest.mark.parametrize("name", CASES)

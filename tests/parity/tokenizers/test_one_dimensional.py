@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from seeded import seeded_image, seeded_tensor
 from torch import Tensor, nn
 
 from tokbench.adapters import maskgit, softvq, titok, xqgan
@@ -70,40 +70,6 @@ PROVEN = (
     "xqgan-msbr10p2-4096",
 )
 ATOL = 1e-4
-
-
-# -------------------------------------------------------------------------------------------------- seeded inputs
-
-
-def seed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-
-
-@cache
-def seeded_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor that is a function of its official name and shape, as the recording of the goldens defines it."""
-    normal = np.random.RandomState(seed(key)).standard_normal(shape)
-    if len(shape) >= 2:
-        normal = normal / math.sqrt(max(1, math.prod(shape[1:])))
-    elif key.endswith(("weight", "gamma")):
-        normal = 1.0 + 0.1 * normal
-    else:
-        normal = 0.1 * normal
-    return torch.from_numpy(np.asarray(normal, dtype=np.float32))
-
-
-def seeded_image(seed_text: str, batch: int, height: int, width: int) -> Tensor:
-    rng = np.random.RandomState(seed(seed_text))
-    yy, xx = np.mgrid[0:height, 0:width] / max(height, width)
-    out = np.empty((batch, 3, height, width))
-    for b in range(batch):
-        for c in range(3):
-            fx, fy, phase = rng.uniform(1, 8), rng.uniform(1, 8), rng.uniform(0, 2 * math.pi)
-            out[b, c] = 0.5 + 0.3 * np.sin(2 * math.pi * (fx * xx + fy * yy) + phase)
-        cy, cx, r = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.3)
-        out[b, :, (yy - cy) ** 2 + (xx - cx) ** 2 < r * r] = rng.uniform(0, 1, size=3)
-    out += 0.02 * rng.standard_normal(out.shape)
-    return torch.from_numpy(np.clip(out, 0, 1).astype(np.float32))
 
 
 # ------------------------------------------------------------------------------------------------------- goldens

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from seeded import seeded_image, seeded_tensor
 
 from tokbench.adapters.nn.checkpoint import skeleton
 from tokbench.adapters.nn.quantize import GaussianLevels, gaussian_levels
@@ -62,36 +61,6 @@ CONTINUOUS = (
 BITS = ("infinity-vae-d16", "infinity-vae-d24", "infinity-vae-d32", "infinity-vae-d64")
 
 
-def seed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-
-
-def seeded_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor that is a function of its official name and shape, as the recording of the goldens defines it."""
-    values = np.random.RandomState(seed(key)).standard_normal(shape)
-    if len(shape) >= 2:
-        values /= math.sqrt(max(1, math.prod(shape[1:])))
-    elif key.endswith("weight"):
-        values = 1.0 + 0.1 * values
-    else:
-        values *= 0.1
-    return torch.from_numpy(np.asarray(values, dtype=np.float32))
-
-
-def seeded_image(name: str, batch: int, height: int, width: int) -> Tensor:
-    rng = np.random.RandomState(seed(name))
-    yy, xx = np.mgrid[0:height, 0:width] / max(height, width)
-    out = np.empty((batch, 3, height, width))
-    for b in range(batch):
-        for c in range(3):
-            fx, fy, phase = rng.uniform(1, 8), rng.uniform(1, 8), rng.uniform(0, 2 * math.pi)
-            out[b, c] = 0.5 + 0.3 * np.sin(2 * math.pi * (fx * xx + fy * yy) + phase)
-        cy, cx, r = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.3)
-        out[b, :, (yy - cy) ** 2 + (xx - cx) ** 2 < r * r] = rng.uniform(0, 1, size=3)
-    out += 0.02 * rng.standard_normal(out.shape)
-    return torch.from_numpy(np.clip(out, 0, 1).astype(np.float32)) * 2 - 1
-
-
 def cards() -> dict[str, Card]:
     return {card.name: card for name in FAMILIES for card in read_catalog(ROOT / "adapters" / f"{name}.toml")}
 
@@ -122,7 +91,7 @@ class Case:
         self.path = tmp / f"{name}.safetensors"
         save_file(state, self.path)
         self.adapter = tokenizer(self.card, {"model": self.path})
-        self.image = seeded_image(*self.meta["seeded_image"])
+        self.image = seeded_image(*self.meta["seeded_image"]) * 2 - 1
 
     def check_decoded(self, code: Code) -> None:
         stride = int(self.meta["reconstruction_stride"])
@@ -231,7 +200,7 @@ def test_janus_reads_the_transformers_layout(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"model.language_model.x": torch.zeros(1), **{f"model.vqmodel.{k}": v for k, v in state.items()}}, path)
     adapter = tokenizer(card, {"model": path})
-    image = seeded_image("janus", 1, 64, 64)
+    image = seeded_image("janus", 1, 64, 64) * 2 - 1
     code = adapter.encode(image)
     indices = code.streams[0].indices
     with torch.no_grad():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from seeded import seeded_audio, seeded_image, seeded_tensor
 from torch import Tensor
 
 from tokbench import weights
@@ -24,22 +23,6 @@ ROOT = Path(__file__).parents[3]
 GOLDENS = ROOT / "tests" / "parity" / "tokenizers"
 
 
-def seed(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
-
-
-def seeded_array(key: str, shape: list[int]) -> np.ndarray:
-    """A tensor that is a function of its official name and shape, as the recording of the goldens defines it."""
-    normal = np.random.RandomState(seed(key)).standard_normal(tuple(shape))
-    if len(shape) >= 2:
-        normal /= math.sqrt(max(1, math.prod(shape[1:])))
-    elif key.endswith(("weight", "gamma", "weight_g", "scale")):
-        normal = 1.0 + 0.1 * normal
-    else:
-        normal *= 0.1
-    return np.asarray(normal, dtype=np.float32)
-
-
 def rotary_rows(weight: np.ndarray, part: str, heads: int) -> np.ndarray:
     """Cut q, k or v from a fused projection; q and k go from interleaved to half-split rotary order."""
     rows = weight.reshape(3, -1, weight.shape[-1])["qkv".index(part)]
@@ -47,33 +30,6 @@ def rotary_rows(weight: np.ndarray, part: str, heads: int) -> np.ndarray:
         return rows
     split = rows.reshape(heads, -1, 2, weight.shape[-1])
     return split.transpose(0, 2, 1, 3).reshape(rows.shape)
-
-
-def seeded_audio(name: str, batch: int, samples: int, rate: int = 24000) -> Tensor:
-    rng = np.random.RandomState(seed(name))
-    t = np.arange(samples) / rate
-    out = np.zeros((batch, 1, samples))
-    for b in range(batch):
-        f0 = rng.uniform(90, 260)
-        for k in range(1, 9):
-            out[b, 0] += rng.uniform(0.2, 1) / k * np.sin(2 * math.pi * f0 * k * t + rng.uniform(0, 6.28))
-        out[b, 0] *= 0.5 + 0.5 * np.sin(2 * math.pi * rng.uniform(2, 5) * t)
-        out[b, 0] = 0.5 * out[b, 0] / np.abs(out[b, 0]).max() + 0.01 * rng.standard_normal(samples)
-    return torch.from_numpy(np.clip(out, -1, 1).astype(np.float32))
-
-
-def seeded_video(name: str, frames: int, height: int, width: int) -> Tensor:
-    rng = np.random.RandomState(seed(name))
-    yy, xx = np.mgrid[0:height, 0:width] / max(height, width)
-    out = np.empty((frames, 3, height, width))
-    for b in range(frames):
-        for c in range(3):
-            fx, fy, phase = rng.uniform(1, 8), rng.uniform(1, 8), rng.uniform(0, 2 * math.pi)
-            out[b, c] = 0.5 + 0.3 * np.sin(2 * math.pi * (fx * xx + fy * yy) + phase)
-        cy, cx, r = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8), rng.uniform(0.1, 0.3)
-        out[b, :, (yy - cy) ** 2 + (xx - cx) ** 2 < r * r] = rng.uniform(0, 1, size=3)
-    out += 0.02 * rng.standard_normal(out.shape)
-    return torch.from_numpy(np.clip(out, 0, 1).astype(np.float32)).transpose(0, 1)[None].contiguous()
 
 
 class Case:
@@ -86,7 +42,7 @@ class Case:
         keys: dict[str, Any] = json.loads((folder / "keys.json").read_text())
         state = {}
         for key, (official, shape, *part) in keys.items():
-            array = seeded_array(official, shape)
+            array = seeded_tensor(official, tuple(shape)).numpy()
             if part:
                 array = rotary_rows(array, part[0], self.meta["architecture"]["num_attention_heads"])
             state[key] = torch.from_numpy(np.ascontiguousarray(array))
@@ -155,7 +111,7 @@ def test_encodec_lower_bandwidth_equals_official_code(tmp_path: Path) -> None:
 
 def test_wan_equals_official_code(tmp_path: Path) -> None:
     case = Case("wan2.1-vae", "wan", tmp_path, {})
-    clip = seeded_video("wan2.1-vae", 9, 32, 48) * 2 - 1
+    clip = seeded_image("wan2.1-vae", 9, 32, 48).transpose(0, 1)[None].contiguous() * 2 - 1
     latents = case.adapter.encode(clip).latents
     torch.testing.assert_close(latents, case.arrays["latents_unscaled"], atol=1e-4, rtol=0)
     decoded = case.adapter.decode(Code(latents=case.arrays["latents_unscaled"]))
