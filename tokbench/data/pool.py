@@ -21,7 +21,7 @@ from tokbench.errors import DecodeError, NotAvailable, UsageError
 Workers = int | Literal["auto"]
 Entries = tuple[Item | Failure, ...]
 
-_FEW = 64
+_FEW = 512  # below it, starting a process costs more than decoding beside the compute
 _MOST = 4
 _PIPE = 1 << 20  # holds a picture, so that a worker need not wait until it is fetched
 _AHEAD = 4  # files a worker may be ahead of the consumer
@@ -29,7 +29,7 @@ _BUDGET = 1 << 29  # bytes that may wait for the consumer before no further file
 
 
 def worker_count(workers: Workers, files: int) -> int:
-    """Resolve `auto`: none for fewer than 64 files, else one less than the processors, between 1 and 4."""
+    """Resolve `auto`: none for fewer than 512 files, else one less than the processors, between 1 and 4."""
     if workers != "auto":
         if workers < 0:
             raise UsageError(f"{workers} decode workers; 0 or more, or auto")

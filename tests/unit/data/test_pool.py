@@ -199,8 +199,8 @@ def test_a_source_that_fails_gives_a_failed_row(helper) -> None:
 
 
 def test_auto_takes_no_process_for_few_files() -> None:
-    assert worker_count("auto", 63) == 0
-    assert 1 <= worker_count("auto", 64) <= 4
+    assert worker_count("auto", 511) == 0
+    assert 1 <= worker_count("auto", 512) <= 4
     assert worker_count(3, 1) == 3
     with pytest.raises(UsageError, match="-1 decode workers"):
         worker_count(-1, 10)
