@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,13 @@ def request(tmp_path: Path, pictures: Path, suite_file: Path, names: tuple[str, 
 @pytest.mark.slow
 def test_batches_of_1_3_8_and_1_2_5_shards_give_the_same_bits(tmp_path, pictures, suite_file, mine) -> None:
     names = ("resize", "jpeg?quality=30", "webp?quality=30", "tokbench-tiny-image", mine)
-    whole = metrics_of(request(tmp_path, pictures, suite_file, names, 1, 11))
+    ten = {"limit": 10}  # 10, 5 and 2 files a shard: 1, 2 and 5 shards
+    whole = metrics_of(replace(request(tmp_path, pictures, suite_file, names, 1, 10), **ten))
     assert {"psnr", "ssim", "mae"} <= set(whole["mine"][0])
-    for batch, size in ((3, 11), (8, 11), (1, 6), (3, 6), (8, 3), (3, 3)):
-        assert metrics_of(request(tmp_path, pictures, suite_file, names, batch, size)) == whole, (batch, size)
+    for batch, size, shards in ((3, 10, 1), (8, 10, 1), (1, 5, 2), (3, 5, 2), (8, 2, 5), (3, 2, 5)):
+        asked = replace(request(tmp_path, pictures, suite_file, names, batch, size), **ten)
+        assert metrics_of(asked) == whole, (batch, size)
+        assert len(list(asked.output.glob("mine/*/*/shards/*/shard.json"))) == shards
 
 
 @pytest.mark.slow
