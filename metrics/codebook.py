@@ -76,6 +76,7 @@ class CodebookUsage:
     def spec(self) -> MetricSpec:
         """Columns and settings."""
         return MetricSpec(
+            of_code=True,
             name="codebook",
             modalities=("image", "video", "audio"),
             kinds=("discrete",),

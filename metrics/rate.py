@@ -70,6 +70,7 @@ class Rate:
     def spec(self) -> MetricSpec:
         """Columns and settings."""
         return MetricSpec(
+            of_code=True,
             name="rate",
             modalities=("image", "video", "audio"),
             summary="Nominal and payload bits; bpp, kbps, token rate, compression ratio",

@@ -87,6 +87,7 @@ class TokenStatistics:
     def spec(self) -> MetricSpec:
         """Columns and settings."""
         return MetricSpec(
+            of_code=True,
             name="tokens",
             modalities=("image", "video", "audio"),
             kinds=("discrete",),

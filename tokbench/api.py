@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tokbench.data import DecodePool, manifest, open_source
 from tokbench.device import choose_device, pin_numerics
 from tokbench.errors import UsageError
 from tokbench.evaluate import BatchSize, applies, evaluate
-from tokbench.plan import cut, fits, protocol_of
+from tokbench.plan import absent, cut, fits, protocol_of
 from tokbench.reconstruct import Engine
 from tokbench.registry import build_metric
 from tokbench.rows import Row
@@ -83,4 +84,5 @@ def evaluate_tokenizer(
             engine=engine,
             batch_size=batch_size,
         )
-    return cells(tokenizer.spec, built, result.rows, result.states), list(result.rows)
+    gone = {name: asdict(absent(error)) for name, error in result.absent.items()}
+    return cells(tokenizer.spec, built, result.rows, result.states, gone), list(result.rows)

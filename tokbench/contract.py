@@ -35,7 +35,8 @@ def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
     """Run every check of the contract on small deterministic probes.
 
     Checks: spec, code (kind, dtype, index range, declared codebooks), the digest of the tokens, shape, range, determinism,
-    batch = single, odd sizes, rate (declared = emitted), gain, and for sound length and delay.
+    batch = single, odd sizes, rate (declared = emitted), gain, and for sound length, delay, and padding where it is declared
+    safe. Of a tokenizer that cannot decode: those of its code.
 
     Args:
         tokenizer: On `engine.device` already.
@@ -52,12 +53,18 @@ def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
             again = _each(tokenizer, items, engine)
             both = one if not spec.deterministic else [_run(tokenizer, items, engine)]
             odd = None if spec.native_size else _each(tokenizer, probes(spec, 1, odd=True), engine)
+            padded = _run(tokenizer, [*probes(spec, 1, odd=True), *items[:1]], engine) if spec.padding_safe else None
     except Exception as error:
         text = str(error) if isinstance(error, TokbenchError) else f"{type(error).__name__}: {error}"
         return [*found, Check("runs", "fail", " ".join(text.split())[:300])]
     found.append(Check("runs", "pass"))
     found += [_code(spec, result.samples[0].code) for result in one[:1]]
     found.append(Check(_TOKENS, "pass", code_digest([result.samples[0].code for result in one])))
+    if spec.encode_only:
+        again_codes, both_codes = [_codes(result) for result in again], [_codes(result) for result in both]
+        found.append(_same("deterministic", [_codes(result) for result in one], again_codes))
+        found.append(_same("batch = single", [_codes(result) for result in one], both_codes))
+        return [*found, _rate(spec, one[0]), Check("decode", "skip", "no decoder was published")]
     found.append(_range(spec, one))
     found.append(_deterministic(spec, one, again))
     found.append(_batch(spec, one, both))
@@ -68,6 +75,8 @@ def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
         off = max((result.length_error for result in one), key=abs)
         found.append(Check("length", "warn" if off else "pass", f"decode returned {off:+d} samples" if off else ""))
         found.append(_delay(one))
+    if odd and padded:
+        found.append(_padding(spec, odd[0], one[0], padded))
     return found
 
 
@@ -237,6 +246,29 @@ def _batch(spec: TokenizerSpec, one: list[Reconstructed], both: list[Reconstruct
     allowed = 0.0 if spec.batch_exact else spec.batch_atol
     detail = f"largest difference {gap:.2e}, declared {'exact' if spec.batch_exact else f'{allowed:g}'}"
     return Check("batch = single", "pass" if gap <= allowed else "fail", detail)
+
+
+def _padding(spec: TokenizerSpec, longer: Reconstructed, shorter: Reconstructed, both: Reconstructed) -> Check:
+    """Two sounds of different lengths in one batch against each alone."""
+    alone = [result.samples[0].raw for result in (longer, shorter)]
+    gaps = [float((a - sample.raw).abs().max()) for a, sample in zip(alone, both.samples, strict=True)]
+    counts = [[s.indices.shape for s in result.samples[0].code.streams] for result in (longer, shorter)]
+    batched = [[s.indices.shape for s in sample.code.streams] for sample in both.samples]
+    if counts != batched:
+        return Check("padding", "fail", f"tokens alone {counts}, in a padded batch {batched}")
+    gap, allowed = max(gaps), 0.0 if spec.batch_exact else spec.batch_atol
+    return Check("padding", "pass" if gap <= allowed else "fail", f"largest difference {gap:.2e}")
+
+
+def _codes(result: Reconstructed) -> Tensor:
+    """Return the indices of a batch as one (B, N) tensor."""
+    streams = [s.indices.flatten(1) for sample in result.samples for s in sample.code.streams]
+    return torch.cat(streams, dim=1)
+
+
+def _same(name: str, expected: list[Tensor], found: list[Tensor]) -> Check:
+    same = torch.equal(torch.cat(expected), torch.cat(found))
+    return Check(name, "pass" if same else "fail", "" if same else "the indices differ")
 
 
 def _rate(spec: TokenizerSpec, result: Reconstructed) -> Check:

@@ -10,6 +10,7 @@ TokbenchError
 │   ├── WeightsRefused    a weight file that is there but is another one, or would have to be unpickled (in weights.py)
 │   └── DataAbsent        a dataset or a package that carries samples is not on this machine
 ├── NotApplicable         this tokenizer or metric cannot do that by its nature (modality, size, no codebook)
+├── Undefined             a metric has no value for a row; the message says why
 ├── DecodeError           one input file that cannot be read; becomes a failed row
 ├── ContractError         a tokenizer broke a rule of `tokbench.contract`
 └── StoreError            a result store that is damaged or of another version
@@ -83,6 +84,10 @@ class DataAbsent(NotAvailable):
 
 class NotApplicable(TokbenchError):
     """This tokenizer or metric cannot do that by its nature."""
+
+
+class Undefined(TokbenchError):
+    """A metric has no value for this row; the message says why, and stands in the row."""
 
 
 class DecodeError(TokbenchError):

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from tokbench.batches import equal_shapes
+from tokbench.batches import batches
 from tokbench.data import Failure, Item
 from tokbench.device import is_out_of_memory, peak_memory_bytes, reset_peak_memory
 from tokbench.errors import NotApplicable, NotAvailable, TokbenchError
 from tokbench.reconstruct import Engine, Reconstructed, reconstruct
-from tokbench.rows import NOT_APPLICABLE, Row
-from tokbench.spec import EvalProtocol
+from tokbench.rowpool import RowPool
+from tokbench.rows import NOT_APPLICABLE, Record, Row
+from tokbench.spec import AudioPrepare, EvalProtocol
 from tokbench.types import (
     Corpus,
+    Detailed,
     Metric,
     PerSample,
     Referencing,
+    RowWise,
     Sample,
     State,
     Tokenizer,
@@ -32,6 +37,7 @@ from tokbench.types import (
 
 BatchSize = int | Literal["auto"]
 _NONE: Mapping[str, State] = MappingProxyType({})
+_AHEAD = 8  # rows a process of the row pool that may wait to be scored, so that memory stays bounded
 
 _AUTO = {"cpu": {"image": 8, "video": 1, "audio": 8}, "cuda": {"image": 64, "video": 4, "audio": 32}}
 
@@ -65,6 +71,7 @@ class ShardResult:
     Attributes:
         references: Of `Referencing` metrics, the part of their states that the next tokenizer shares: empty when a row
             failed, because then it is not of the whole shard.
+        readings: What `Reading` metrics read from the references, by metric and row key, old and new.
         absent: Metrics that could not run here, and why.
     """
 
@@ -73,6 +80,26 @@ class ShardResult:
     timing: Timing
     references: Mapping[str, State] = field(default_factory=dict)
     absent: Mapping[str, NotAvailable] = field(default_factory=dict)
+    readings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+@dataclass
+class _Cells:
+    """What the metrics say of one row, gathered as it comes."""
+
+    values: dict[str, float | None] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Sequence[Record]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A row that a process of the pool scores."""
+
+    name: str
+    metric: RowWise
+    cells: _Cells
+    future: Future[Mapping[str, float]]
 
 
 @dataclass
@@ -86,6 +113,10 @@ class _Pass:
     size: int
     states: dict[str, State]
     references: dict[str, State]
+    pool: RowPool
+    keep: Callable[[Sample], None] | None = None
+    readings: dict[str, dict[str, object]] = field(default_factory=dict)
+    waiting: deque[_Waiting] = field(default_factory=deque)
     absent: dict[str, NotAvailable] = field(default_factory=dict)
     partial: set[str] = field(default_factory=set)
     timed: list[tuple[int, float, float]] = field(default_factory=list)
@@ -103,7 +134,7 @@ class _Pass:
                 one = self._reconstruct(items[:1])
                 self.single = (one.encode_seconds, one.decode_seconds)
             done = self._reconstruct(items)
-            rows, states, references = self._score(done, items)
+            cells, states, references = self._score(done, items)
         except NotApplicable:
             raise
         except Exception as error:
@@ -117,24 +148,38 @@ class _Pass:
             reason = "out of memory with a batch of one" if memory else _sentence(error)
             return [Row(items[0].key, items[0].group, "failed", reason, notes=items[0].notes)]
         self.states, self.references = states, references
+        for sample in done.samples:
+            self._submit(sample, cells)
+            if self.keep is not None:
+                self.keep(sample)
         self.timed.append((len(items), done.encode_seconds, done.decode_seconds))
         if abs(done.length_error) > abs(self.length_error):
             self.length_error = done.length_error
-        return rows
+        return [
+            Row(
+                item.key,
+                item.group,
+                values=cells[item.key].values,
+                undefined=cells[item.key].undefined,
+                notes=item.notes,
+                details=cells[item.key].details,
+            )
+            for item in items
+        ]
 
     def _reconstruct(self, items: list[Item]) -> Reconstructed:
         return reconstruct(self.tokenizer, items, self.protocol, self.engine)
 
     def _score(
         self, done: Reconstructed, items: Sequence[Item]
-    ) -> tuple[list[Row], dict[str, State], dict[str, State]]:
+    ) -> tuple[dict[str, _Cells], dict[str, State], dict[str, State]]:
         """Feed every metric; states are returned, not changed, so that a batch that fails half-way is not counted twice."""
-        values: dict[str, dict[str, float | None]] = {item.key: {} for item in items}
-        reasons: dict[str, dict[str, str]] = {item.key: {} for item in items}
+        cells = {item.key: _Cells() for item in items}
         states, references = dict(self.states), dict(self.references)
-        for sample in done.samples:
+        for bare in done.samples:
+            sample = replace(bare, readings=self.readings)
             for name, metric in self.metrics.items():
-                if name in self.absent:
+                if name in self.absent or isinstance(metric, RowWise):
                     continue
                 try:
                     if is_corpus(metric):
@@ -142,18 +187,47 @@ class _Pass:
                         if name in references:
                             references[name] = cast("Referencing", metric).update_reference(references[name], sample)
                     else:
-                        _fill(cast("PerSample", metric), sample, values, reasons)
+                        _fill(cast("PerSample", metric), sample, cells)
                 except NotAvailable as error:
                     # What is not on this machine for one batch is not for the next: say it once, a cell, not a row.
                     self.absent[name] = error
                 except NotApplicable as error:
                     self.partial.add(name)
-                    _excuse(metric, sample.keys, reasons, _sentence(error))
-        rows = [
-            Row(item.key, item.group, values=values[item.key], undefined=reasons[item.key], notes=item.notes)
-            for item in items
-        ]
-        return rows, states, references
+                    for key in sample.keys:
+                        _excuse(metric, cells[key], _sentence(error))
+        return cells, states, references
+
+    def _submit(self, sample: Sample, cells: Mapping[str, _Cells]) -> None:
+        """Hand the batch's rows to the metrics that score single rows; their values arrive in the cells by `settle`."""
+        wanted = {
+            name: metric
+            for name, metric in self.metrics.items()
+            if isinstance(metric, RowWise) and name not in self.absent
+        }
+        if not wanted:
+            return
+        reference, reconstruction = sample.reference.cpu().numpy(), sample.reconstruction.cpu().numpy()
+        for index, key in enumerate(sample.keys):
+            for name, metric in wanted.items():
+                rate = sample.sample_rate
+                future = self.pool.submit(name, metric, reference[index], reconstruction[index], rate)
+                self.waiting.append(_Waiting(name, metric, cells[key], future))
+        self.settle(_AHEAD * len(wanted) * self.pool.workers)
+
+    def settle(self, most: int) -> None:
+        """Take in scored rows, oldest first, until at most `most` are waiting."""
+        while len(self.waiting) > most:
+            oldest = self.waiting.popleft()
+            try:
+                scored = oldest.future.result()
+            except NotAvailable as error:
+                self.absent[oldest.name] = error
+            except Exception as error:
+                oldest.cells.values.update(_empty(oldest.metric))
+                _excuse(oldest.metric, oldest.cells, _sentence(error))
+            else:
+                for column, number in scored.items():
+                    _put(oldest.metric, oldest.cells, column, number)
 
     def _parts(self, items: list[Item], size: int) -> list[Row]:
         return [row for start in range(0, len(items), size) for row in self.batch(items[start : start + size])]
@@ -184,6 +258,9 @@ def evaluate(
     fail_fast: bool = False,
     progress: Callable[[int], None] | None = None,
     references: Mapping[str, State] = _NONE,
+    readings: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+    pool: RowPool | None = None,
+    keep: Callable[[Sample], None] | None = None,
 ) -> ShardResult:
     """Evaluate a tokenizer on a stream of samples.
 
@@ -201,6 +278,9 @@ def evaluate(
         progress: Called with the number of rows that were just finished.
         references: What an earlier pass over the same shard left in `ShardResult.references`; those sums are taken from
             there. They hold every row, so where a row fails now, the result is to be thrown away and made without them.
+        readings: What an earlier pass over the same shard left in `ShardResult.readings`.
+        pool: Processes for `RowWise` metrics; without one they run here.
+        keep: Shown every batch that was scored, e.g. to keep some of its samples.
 
     Raises:
         NotApplicable: The tokenizer cannot run under this protocol.
@@ -213,7 +293,18 @@ def evaluate(
         for name, metric in metrics.items()
         if isinstance(metric, Referencing) and name not in references
     }
-    this = _Pass(tokenizer, metrics, protocol, engine, size if tokenizer.spec.deterministic else 1, states, new)
+    this = _Pass(
+        tokenizer,
+        metrics,
+        protocol,
+        engine,
+        size if tokenizer.spec.deterministic else 1,
+        states,
+        new,
+        pool or RowPool(0),
+        keep,
+        readings={name: dict(known) for name, known in readings.items()},
+    )
     rows: dict[str, Row] = {}
     reset_peak_memory(engine.device)
 
@@ -225,12 +316,13 @@ def evaluate(
             progress(1)
 
     with torch.inference_mode():
-        for batch in equal_shapes(stream, lambda: this.size):
+        for batch in batches(stream, lambda: this.size, padding_safe=_padding_safe(tokenizer, protocol)):
             if isinstance(batch, Failure):
                 record(Row(key=batch.key, group=batch.group, status="failed", reason=batch.reason))
             else:
                 for row in this.batch(batch):
                     record(row)
+        this.settle(0)
     shared = {**this.references, **references}
     whole = all(row.status == "ok" for row in rows.values())
     return ShardResult(
@@ -247,7 +339,15 @@ def evaluate(
             if whole and name not in this.absent and name not in this.partial
         },
         absent=this.absent,
+        readings=this.readings,
     )
+
+
+def _padding_safe(tokenizer: Tokenizer, protocol: EvalProtocol) -> bool:
+    """Tell whether sounds of several lengths may share a batch: not through a resampler, which looks past a row's end."""
+    if not isinstance(protocol.prepare, AudioPrepare) or not tokenizer.spec.padding_safe:
+        return False
+    return tokenizer.spec.sample_rate in {None, protocol.prepare.sample_rate}
 
 
 def is_corpus(metric: Metric) -> bool:
@@ -256,20 +356,15 @@ def is_corpus(metric: Metric) -> bool:
 
 
 def applies(metric: Metric, tokenizer: Tokenizer) -> bool:
-    """Tell whether a metric means something for a tokenizer: its modality and the kind of code it emits."""
-    return tokenizer.spec.modality in metric.spec.modalities and tokenizer.spec.kind in metric.spec.kinds
+    """Tell whether a metric means something for a tokenizer: its modality, the kind of code it emits, a decoder."""
+    return not metric.spec.mismatch(tokenizer.spec)
 
 
-def _fill(
-    metric: PerSample,
-    sample: Sample,
-    values: Mapping[str, dict[str, float | None]],
-    reasons: Mapping[str, dict[str, str]],
-) -> None:
+def _fill(metric: PerSample, sample: Sample, cells: Mapping[str, _Cells]) -> None:
     # A metric that fails on a row loses that row's columns only; the others stand.
-    why: Mapping[str, str] = getattr(metric, "undefined", {})
     try:
         scored = metric(sample)
+        details = metric.details(sample) if isinstance(metric, Detailed) else [()] * len(sample.keys)
     except NotAvailable:
         raise
     except Exception as error:
@@ -277,25 +372,37 @@ def _fill(
             raise
         if len(sample.keys) > 1:
             for index in range(len(sample.keys)):
-                _fill(metric, take_row(sample, index), values, reasons)
+                _fill(metric, take_row(sample, index), cells)
             return
-        values[sample.keys[0]].update({column.name: None for column in metric.spec.columns if column.where == "row"})
-        _excuse(metric, sample.keys, reasons, _sentence(error))
+        one = cells[sample.keys[0]]
+        one.values.update(_empty(metric))
+        _excuse(metric, one, _sentence(error))
         return
     for name, tensor in scored.items():
         for key, number in zip(sample.keys, _numbers(tensor), strict=True):
-            finite = math.isfinite(number)
-            values[key][name] = number if finite else None
-            if not finite:
-                reasons[key][name] = why.get(name, f"{metric.spec.name} gave {number}")
+            _put(metric, cells[key], name, number)
+    for key, records in zip(sample.keys, details, strict=True):
+        if records:
+            cells[key].details[metric.spec.name] = records
 
 
-def _excuse(metric: Metric, keys: Sequence[str], reasons: Mapping[str, dict[str, str]], why: str) -> None:
+def _put(metric: Metric, cells: _Cells, column: str, number: float) -> None:
+    finite = math.isfinite(number)
+    cells.values[column] = number if finite else None
+    if not finite:
+        why: Mapping[str, str] = getattr(metric, "undefined", {})
+        cells.undefined[column] = why.get(column, f"{metric.spec.name} gave {number}")
+
+
+def _empty(metric: Metric) -> dict[str, float | None]:
+    return {column.name: None for column in metric.spec.columns if column.where == "row"}
+
+
+def _excuse(metric: Metric, cells: _Cells, why: str) -> None:
     corpus = is_corpus(metric)
     for column in metric.spec.columns:
         if corpus or column.where == "row":
-            for key in keys:
-                reasons[key][column.name] = why
+            cells.undefined[column.name] = why
 
 
 def _numbers(tensor: Tensor) -> list[float]:

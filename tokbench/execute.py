@@ -19,9 +19,10 @@ from tokbench.plan import Job, Run, Shard, absent
 from tokbench.provenance import provenance, utc_now
 from tokbench.reconstruct import Engine
 from tokbench.registry import build_metric, build_tokenizer
+from tokbench.rowpool import RowPool, row_workers
 from tokbench.spec import digest
 from tokbench.store import Store, write_json
-from tokbench.types import Metric, Referencing, State, Tokenizer
+from tokbench.types import Metric, Reading, Referencing, State, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Settings:
         decode_workers: Processes that decode ahead of the device, `auto` by dataset size.
         fail_fast: Stop at the first failed row.
         argv: The command line, for provenance.
+        processes: That do jobs at the same time on this machine.
+        expected_rows: Of all jobs together, about.
     """
 
     output: Path
@@ -41,6 +44,8 @@ class Settings:
     decode_workers: int | Literal["auto"] = "auto"
     fail_fast: bool = False
     argv: tuple[str, ...] = ()
+    processes: int = 1
+    expected_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Worker:
 
     settings: Settings
     pool: DecodePool
+    rows: RowPool
     loaded: tuple[str, Tokenizer] | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
 
@@ -127,6 +133,10 @@ class Worker:
         built = {name: self._metric(name) for name in run.suite.metrics}
         metrics = {name: metric for name, metric in built.items() if applies(metric, tokenizer)}
 
+        kept = reference_keys(run, work.shard, metrics, settings.device)
+        readers = {metrics[name].spec.name: key for name, key in kept.items() if isinstance(metrics[name], Reading)}
+        read = {name: store.read_readings(key) for name, key in readers.items()}
+
         def evaluated(references: Mapping[str, State], told: Callable[[int], None] | None) -> ShardResult:
             return evaluate(
                 tokenizer,
@@ -138,9 +148,10 @@ class Worker:
                 fail_fast=settings.fail_fast,
                 progress=told,
                 references=references,
+                readings=read,
+                pool=self.rows,
             )
 
-        kept = reference_keys(run, work.shard, metrics, settings.device)
         known = {name: state for name, key in kept.items() if (state := store.read_reference(key)) is not None}
         result = evaluated(known, progress)
         if known and any(row.status != "ok" for row in result.rows):
@@ -148,6 +159,9 @@ class Worker:
             result = evaluated({}, None)
         for name, state in result.references.items():
             store.write_reference(kept[name], state)
+        for name, found in result.readings.items():
+            if name in readers and len(found) > len(read[name]):
+                store.write_readings(readers[name], found)
         about = {
             "absent": {name: asdict(absent(error)) for name, error in result.absent.items()},
             "started": started,
@@ -181,7 +195,7 @@ def contract_key(run: Run) -> str:
 
 
 def reference_keys(run: Run, shard: Shard, metrics: Mapping[str, Metric], device: str) -> dict[str, str]:
-    """Return under which key the reference part of each metric's state is kept: all that it depends on, no tokenizer.
+    """Return under which key what a metric takes from the references is kept: all that it depends on, no tokenizer.
 
     The kind of device is part of it, because features differ between kinds in their last bits.
     """
@@ -195,15 +209,16 @@ def reference_keys(run: Run, shard: Shard, metrics: Mapping[str, Metric], device
             }
         )
         for name, metric in metrics.items()
-        if isinstance(metric, Referencing)
+        if isinstance(metric, Referencing | Reading)
     }
 
 
 @contextmanager
 def worker(settings: Settings) -> Iterator[Worker]:
     """Open a worker with its decode pool, and close the pool's processes at the end."""
-    with DecodePool(settings.decode_workers) as pool:
-        yield Worker(settings, pool)
+    workers = row_workers(settings.expected_rows, settings.device, settings.processes)
+    with DecodePool(settings.decode_workers) as pool, RowPool(workers) as rows:
+        yield Worker(settings, pool, rows)
 
 
 def contract_of(store: Store, run: Run) -> Mapping[str, object]:

@@ -8,7 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
@@ -49,9 +49,11 @@ def launch(jobs: Sequence[Work], settings: Settings, reporter: Reporter, workers
     Raises:
         KeyboardInterrupt: Passed on; finished shards are kept.
     """
+    count = max(1, min(workers, len(jobs)))
+    settings = replace(settings, processes=count, expected_rows=sum(len(job.keys) for job in jobs))
     if workers <= 1:
         return _in_process(jobs, settings, reporter)
-    return _Local(settings, reporter, min(workers, max(1, len(jobs)))).run(jobs)
+    return _Local(settings, reporter, count).run(jobs)
 
 
 def machine_share(text: str | None, environ: Mapping[str, str]) -> tuple[int, int]:

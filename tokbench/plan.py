@@ -9,7 +9,7 @@ from typing import Any
 
 from tokbench.data import Manifest, Source
 from tokbench.errors import NotAvailable, UsageError
-from tokbench.spec import Card, CodeKind, EvalProtocol, MetricSpec, Modality, Suite, digest
+from tokbench.spec import Card, EvalProtocol, MetricSpec, Suite, digest
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,6 @@ def check_columns(specs: Sequence[MetricSpec]) -> None:
                 raise UsageError(
                     f"metrics {owner[column.name]} and {spec.name} both write {column.name!r}; name one of them"
                 )
-
-
-def metrics_for(specs: Mapping[str, MetricSpec], modality: Modality, kind: CodeKind) -> list[str]:
-    """Return the metrics, by the name they were asked for, that mean something for a modality and a kind of code."""
-    return [name for name, spec in specs.items() if modality in spec.modalities and kind in spec.kinds]
 
 
 def fits(card: Card, protocol: EvalProtocol) -> Absent | None:

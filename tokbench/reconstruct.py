@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 
 from tokbench.data import Item
+from tokbench.data.types import Array
 from tokbench.device import DTYPES, synchronize
 from tokbench.errors import ContractError, NotApplicable, UsageError
 from tokbench.prepare.audio import resample
 from tokbench.prepare.image import restore_image
 from tokbench.prepare.signal import fit_length, from_range, pad_to_stride, round_8bit, to_canonical, to_range, unpad
 from tokbench.spec import EvalProtocol, TokenizerSpec
-from tokbench.types import Code, LatentSource, Sample, Tokenizer
+from tokbench.types import Code, LatentSource, Sample, Tokenizer, take_code
 
 T = TypeVar("T")
 
@@ -54,22 +56,62 @@ def reconstruct(tokenizer: Tokenizer, items: list[Item], protocol: EvalProtocol,
 
     Args:
         tokenizer: Moved to `engine.device` already.
-        items: Of one shape, rate and padding.
+        items: Of one shape, rate and padding; sounds of several lengths for a `padding_safe` tokenizer.
         protocol: Fixes rounding and the meaning of the signals.
         engine: Device, tokenizer dtype and seed.
 
     Raises:
         ContractError: The decoder returned another shape than it was given, or a value that is not finite.
     """
-    reference = to_canonical(np.stack([item.signal for item in items]), protocol.modality, engine.device)
+    reference = to_canonical(_stacked(items), protocol.modality, engine.device)
     codec = BatchCodec(tokenizer, protocol, engine, tuple(reference.shape), items[0].sample_rate)
     x = codec.feed(reference)
     with codec.seeded([item.key for item in items]):
         code, encode_seconds = _timed(lambda: tokenizer.encode(x), engine.device)
+        if tokenizer.spec.encode_only:
+            # What a metric must not use is not a number, so that one that does use it cannot go unnoticed.
+            return Reconstructed(
+                _parts(codec, items, reference, torch.full_like(reference, math.nan), code), encode_seconds, 0.0
+            )
         decoded, decode_seconds = _timed(lambda: tokenizer.decode(code), engine.device)
     raw, length_error = codec.read(decoded, len(items))
-    samples = _samples(codec, items, reference, raw, code)
-    return Reconstructed(samples, encode_seconds, decode_seconds, length_error)
+    return Reconstructed(_parts(codec, items, reference, raw, code), encode_seconds, decode_seconds, length_error)
+
+
+def _stacked(items: list[Item]) -> Array:
+    """Stack the signals; sounds of different lengths get zeros at their ends."""
+    longest = max(item.signal.shape[-1] for item in items)
+    if all(item.signal.shape[-1] == longest for item in items):
+        return np.stack([item.signal for item in items])
+    return np.stack([np.pad(item.signal, ((0, 0), (0, longest - item.signal.shape[-1]))) for item in items])
+
+
+def _parts(codec: BatchCodec, items: list[Item], reference: Tensor, raw: Tensor, code: Code) -> tuple[Sample, ...]:
+    """Return what metrics see: the batch, or one sample a row where lengths differ, each cut to its own length."""
+    lengths = [item.signal.shape[-1] for item in items]
+    if len(set(lengths)) == 1:
+        return _samples(codec, items, reference, raw, code)
+    fed = [codec.fed_length(length) for length in lengths]
+    found: tuple[Sample, ...] = ()
+    for index, (item, length) in enumerate(zip(items, lengths, strict=True)):
+        one = slice(index, index + 1)
+        own = replace(codec, shape=(1, *codec.shape[1:-1], length))
+        cut = _cut_code(take_code(code, index), fed[index], max(fed))
+        found += _samples(own, [item], reference[one, ..., :length], raw[one, ..., :length], cut)
+    return found
+
+
+def _cut_code(code: Code, fed: int, longest: int) -> Code:
+    """Cut a row's code to the tokens and latents of its own `fed` samples, of the `longest` that the batch was padded to."""
+
+    def own(x: Tensor) -> Tensor:
+        return x[..., : -(-x.shape[-1] * fed // longest)]
+
+    return replace(
+        code,
+        streams=tuple(replace(stream, indices=own(stream.indices), lengths=None) for stream in code.streams),
+        latents=None if code.latents is None else own(code.latents),
+    )
 
 
 @dataclass(frozen=True)
@@ -146,6 +188,12 @@ class BatchCodec:
         if not bool(torch.isfinite(raw).all()):
             raise ContractError(f"{spec.name}: decode returned values that are not finite")
         return raw, length_error
+
+    def fed_length(self, samples: int) -> int:
+        """Return how long a sound of that many samples is when the tokenizer sees it."""
+        like = torch.empty((1, *self.shape[1:-1], samples), device="meta")
+        spec = self.tokenizer.spec
+        return pad_to_stride(_at_tokenizer_rate(like, spec, self.rate), spec.downsample, spec.frames)[0].shape[-1]
 
     @contextmanager
     def seeded(self, keys: Sequence[str]) -> Iterator[None]:

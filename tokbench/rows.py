@@ -13,7 +13,10 @@ RowStatus = Literal["ok", "failed"]
 NOT_APPLICABLE = "not applicable: "
 """Starts the reason of a value that this tokenizer has by its nature not, so that its cell says so."""
 
-_FIXED = ("key", "group", "status", "reason", "undefined", "notes")
+_FIXED = ("key", "group", "status", "reason", "undefined", "notes", "details")
+
+Record = Mapping[str, str | int | float | bool | None]
+"""One part of a row that a metric keeps: a word, a face, a sentence."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Row:
         values: Column -> value; None where the column is undefined for this sample.
         undefined: Column -> reason, for the None values.
         notes: What decoding had to do ("alpha composited on white").
+        details: Metric -> records of the row's parts (words, faces), for metrics that keep them.
     """
 
     key: str
@@ -35,6 +39,7 @@ class Row:
     values: Mapping[str, float | None] = field(default_factory=dict)
     undefined: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    details: Mapping[str, Sequence[Record]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         "undefined": pa.array([json.dumps(dict(row.undefined), sort_keys=True) for row in rows], pa.string()),
         "notes": pa.array([json.dumps(list(row.notes)) for row in rows], pa.string()),
     }
+    if any(row.details for row in rows):
+        columns["details"] = pa.array([_json(row.details) for row in rows], pa.string())
     for name in column_names(rows):
         columns[name] = pa.array([row.values.get(name) for row in rows], pa.float64())
     pq.write_table(pa.table(columns), path)
@@ -104,6 +111,16 @@ def read_rows(path: Path) -> list[Row]:
             else {},
             undefined=json.loads(record["undefined"]),
             notes=tuple(json.loads(record["notes"])),
+            details=json.loads(record.get("details") or "{}"),
         )
         for record in table
     ]
+
+
+def _json(details: Mapping[str, Sequence[Record]]) -> str:
+    return json.dumps(
+        {metric: [dict(record) for record in records] for metric, records in details.items()},
+        ensure_ascii=False,
+        allow_nan=False,
+        sort_keys=True,
+    )

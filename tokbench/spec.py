@@ -73,6 +73,8 @@ class TokenizerSpec:
         latent_channels: Channels of continuous latents.
         token_rate: Tokens per second over all codebooks (audio), where the publication states one; checked, never used.
         padding_safe: A row padded at its end decodes, on its own part, as if it were alone.
+        encode_only: Nothing was published that turns tokens back into a signal: `decode` is never called, and only metrics
+            of the code itself apply.
         deterministic: Encode and decode draw no random numbers.
         batch_exact: A batch gives the same bits as its rows one by one; False: within `batch_atol` of them.
         batch_atol: Largest difference allowed between a batch and single rows, in units of the canonical range.
@@ -92,6 +94,7 @@ class TokenizerSpec:
     latent_channels: int | None = None
     token_rate: float | None = None
     padding_safe: bool = False
+    encode_only: bool = False
     deterministic: bool = True
     batch_exact: bool = True
     batch_atol: float = 0.0
@@ -199,6 +202,10 @@ class Column:
         atol: Difference between machines that is still "the same"; used by tests and regression checks.
         where: `row` (per sample; the engine derives mean, interval and n) or `corpus` (one number for the set).
         level: False for a column that supports others (a pooled numerator); boards hide it.
+        ratio: Of a corpus column: two row columns; it is the sum of the first over the sum of the second (words read right
+            over words, errors over words). The engine computes it, with a bootstrap interval over files; the cell's n is
+            the second sum.
+        mean_of: Of a corpus column: the `ratio` columns whose plain mean it is, with an interval as theirs.
     """
 
     name: str
@@ -209,6 +216,8 @@ class Column:
     decimals: int = 4
     where: Literal["row", "corpus"] = "row"
     level: bool = True
+    ratio: tuple[str, str] | None = None
+    mean_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -216,7 +225,8 @@ class MetricSpec:
     """A metric as a published thing: its columns, its version, what it can be applied to and where it comes from.
 
     `version` is part of the protocol hash; raise it whenever any number may change. `protocol` holds the settings that
-    define it (window, range, weights digests) and is hashed too.
+    define it (window, range, weights digests) and is hashed too. `of_code` marks a metric that looks at the code and the
+    reference alone, and so holds for a tokenizer that cannot decode.
     """
 
     name: str
@@ -227,7 +237,23 @@ class MetricSpec:
     reference: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict, hash=False)
     kinds: tuple[CodeKind, ...] = ("discrete", "continuous", "payload", "none")
+    of_code: bool = False
     extra: str | None = None
+
+    def ratio_parts(self, column: Column) -> list[tuple[str, str]]:
+        """Return the (above, below) row columns that a `ratio` or `mean_of` column is made of."""
+        if column.ratio is not None:
+            return [column.ratio]
+        known = {entry.name: entry for entry in self.columns}
+        return [part for name in column.mean_of for part in self.ratio_parts(known[name])]
+
+    def mismatch(self, tokenizer: TokenizerSpec) -> str:
+        """Return why this metric means nothing for a tokenizer, by what both are; an empty string when it does."""
+        if tokenizer.modality not in self.modalities or tokenizer.kind not in self.kinds:
+            return f"{self.name} is not defined for {tokenizer.kind} {tokenizer.modality} tokenizers"
+        if tokenizer.encode_only and not self.of_code:
+            return f"{tokenizer.name} cannot decode: no decoder was published, and {self.name} needs a reconstruction"
+        return ""
 
 
 # ---------------------------------------------------------------------------------------- protocols and suites

@@ -3,6 +3,7 @@
 results/
   store.json                                       schema version
   .cache/reference/<key>.safetensors               what metrics of the set gathered from a shard's references; may be deleted
+  .cache/readings/<key>.json                       what metrics read from a shard's references; may be deleted
   <tokenizer>/contract-<key>.json                  what `tokbench.contract` said
   <tokenizer>/<suite>@<protocol>/status.json       why a run is not there, while it is not
   <tokenizer>/<suite>@<protocol>/<key>/
@@ -148,6 +149,20 @@ class Store:
 
     def _reference_path(self, key: str) -> Path:
         return self.root / ".cache" / "reference" / f"{key}.safetensors"
+
+    def read_readings(self, key: str) -> dict[str, object]:
+        """Return what was read from a shard's references, by row key; nothing where nothing readable was kept."""
+        try:
+            return read_json(self._readings_path(key))
+        except StoreError:
+            return {}
+
+    def write_readings(self, key: str, found: Mapping[str, object]) -> None:
+        """Keep what a metric read from a shard's references."""
+        write_json(self._readings_path(key), found)
+
+    def _readings_path(self, key: str) -> Path:
+        return self.root / ".cache" / "readings" / f"{key}.json"
 
     def forget(self, run: Run) -> None:
         """Delete a run's results, for `--rerun all`."""

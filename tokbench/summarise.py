@@ -9,10 +9,11 @@ from typing import Any, cast
 
 from tokbench.evaluate import Timing, is_corpus
 from tokbench.plan import Run
+from tokbench.ratios import ratio
 from tokbench.rows import NOT_APPLICABLE, Row, column_names, statistic
 from tokbench.spec import Column, MetricSpec, TokenizerSpec, jsonable
 from tokbench.store import SCHEMA_VERSION, Store
-from tokbench.types import Bounding, Corpus, Metric, PerSample, State, Summarising, merge_states
+from tokbench.types import Bounding, Corpus, Metric, PerSample, RowWise, State, Summarising, merge_states
 
 _NONE: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
@@ -112,8 +113,7 @@ def cells(
     out: dict[str, dict[str, Any]] = {}
     for name, metric in metrics.items():
         about = metric.spec
-        if spec.modality not in about.modalities or spec.kind not in about.kinds:
-            reason = f"{about.name} is not defined for {spec.kind} {spec.modality} tokenizers"
+        if reason := about.mismatch(spec):
             bodies = {column.name: _empty("not applicable", reason) for column in about.columns}
         elif name in absent:
             why = absent[name]
@@ -123,7 +123,7 @@ def cells(
             numbers = cast("Corpus", metric).compute(states.get(name, {}))
             bodies = {name: _corpus_cell(metric, name, value, good, failed) for name, value in numbers.items()}
         else:
-            bodies = _row_cells(cast("PerSample", metric), good, failed)
+            bodies = _row_cells(cast("PerSample | RowWise", metric), good, failed)
         for column, body in bodies.items():
             out[column] = {**_described(about, column), **body}
     return dict(sorted(out.items()))
@@ -144,16 +144,41 @@ def _described(spec: MetricSpec, column: str) -> dict[str, Any]:
     }
 
 
-def _row_cells(metric: PerSample, rows: Sequence[Row], failed: int) -> dict[str, dict[str, Any]]:
+def _row_cells(metric: PerSample | RowWise, rows: Sequence[Row], failed: int) -> dict[str, dict[str, Any]]:
     known = {entry.name: entry for entry in metric.spec.columns}
     declared = [entry.name for entry in metric.spec.columns if entry.where == "row"]
     mine = [column for column in column_names(rows) if column.partition("/")[0] in known] if rows else declared
     bodies = {column: _row_cell(column, rows, failed) for column in mine}
+    table = {column: [row.values.get(column) for row in rows] for column in {*mine, *declared}}
+    groups = [row.group for row in rows]
     if hasattr(metric, "summarise"):
-        table = {column: [row.values.get(column) for row in rows] for column in {*mine, *declared}}
-        derived = cast("Summarising", metric).summarise(table, [row.group for row in rows])
+        derived = cast("Summarising", metric).summarise(table, groups)
         bodies |= {name: _corpus_cell(metric, name, value, rows, failed) for name, value in derived.items()}
+    for column in metric.spec.columns:
+        if column.ratio or column.mean_of:
+            bodies[column.name] = _ratio_cell(metric.spec, column, table, rows, failed)
     return bodies
+
+
+def _ratio_cell(
+    spec: MetricSpec, column: Column, table: Mapping[str, Sequence[float | None]], rows: Sequence[Row], failed: int
+) -> dict[str, Any]:
+    parts = spec.ratio_parts(column)
+    found = ratio(table, [row.group for row in rows], parts)
+    below = {name for _, name in parts}
+    missing = [row for row in rows if all(row.values.get(name) is None for name in below)]
+    reasons = [row.undefined[name] for row in missing for name in below if name in row.undefined]
+    nothing = " and ".join(sorted(name for name in below if not any(table[name])))
+    return {
+        **_empty("", ""),
+        "value": found.value,
+        "ci95": None if found.low is None else [found.low, found.high],
+        "n": round(found.n),
+        "n_undefined": len(missing),
+        "n_failed": failed,
+        **_state(found.value, reasons or [f"no {nothing} in this set"]),
+        "ratio": [list(part) for part in parts],
+    }
 
 
 def _row_cell(column: str, rows: Sequence[Row], failed: int) -> dict[str, Any]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from tokbench.spec import Card, MetricSpec, TokenizerSpec
+
+FloatArray = npt.NDArray[np.float32]
 
 State = dict[str, Tensor]
 """Sums of a corpus metric: float64 or int64 tensors that merge by key-wise addition; a missing key is zero."""
@@ -67,6 +71,7 @@ class Sample:
         groups: The file each row was cut from (clips of one video share it).
         annotations: Ground truth per row that a dataset carries (text boxes, key points), else empty mappings.
         memo: Work that several metrics share on this batch (features of one extractor), keyed by what it is; dies with it.
+        readings: What metrics read from references, by metric name and row key, over the whole shard; see `readings`.
         codec: Runs the tokenizer again on signals or codes shaped like this batch's, for metrics that probe it (idempotence,
             perturbed codes); None where the reconstruction was resized back to the file's own size (`tokbench-pad`).
     """
@@ -82,17 +87,30 @@ class Sample:
     groups: tuple[str, ...] = ()
     annotations: tuple[Mapping[str, object], ...] = ()
     memo: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
+    readings: dict[str, dict[str, object]] = field(default_factory=dict, compare=False, repr=False)
     codec: Codec | None = field(default=None, compare=False, repr=False)
+
+
+def take_code(code: Code, index: int) -> Code:
+    """Return the code of row `index` as that of a batch of one."""
+    one = slice(index, index + 1)
+    return replace(
+        code,
+        streams=tuple(
+            replace(
+                stream, indices=stream.indices[one], lengths=None if stream.lengths is None else stream.lengths[one]
+            )
+            for stream in code.streams
+        ),
+        latents=None if code.latents is None else code.latents[one],
+        payload=None if code.payload is None else code.payload[one],
+        side={name: value[one] for name, value in code.side.items()},
+    )
 
 
 def take_row(sample: Sample, index: int) -> Sample:
     """Return the batch of one that holds row `index`."""
     one = slice(index, index + 1)
-    code = sample.code
-    streams = tuple(
-        replace(stream, indices=stream.indices[one], lengths=None if stream.lengths is None else stream.lengths[one])
-        for stream in code.streams
-    )
     return replace(
         sample,
         keys=sample.keys[one],
@@ -102,13 +120,7 @@ def take_row(sample: Sample, index: int) -> Sample:
         groups=sample.groups[one],
         annotations=sample.annotations[one],
         memo={},
-        code=replace(
-            code,
-            streams=streams,
-            latents=None if code.latents is None else code.latents[one],
-            payload=None if code.payload is None else code.payload[one],
-            side={name: value[one] for name, value in code.side.items()},
-        ),
+        code=take_code(sample.code, index),
     )
 
 
@@ -292,7 +304,59 @@ class Fetching(Protocol):
     def fetch(self, *, offline: bool) -> None: ...
 
 
-Metric = PerSample | Corpus
+@runtime_checkable
+class RowWise(Protocol):
+    """A per-sample metric that is plain CPU code on one row at a time: PESQ, ViSQOL, a WORLD analysis.
+
+    The engine runs `row` in processes of its own while the device codes the next batch; a process builds the metric anew
+    from its registered name. `row` raises `tokbench.errors.Undefined` where the row has no value, saying why.
+    """
+
+    @property
+    def spec(self) -> MetricSpec: ...
+
+    def row(self, reference: FloatArray, reconstruction: FloatArray, sample_rate: int | None) -> Mapping[str, float]:
+        """Return the row columns of one pair of float32 arrays, shaped as a row of `Sample.reference`, canonical range."""
+        ...
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A per-sample metric that reads each reference at a cost: its text, its faces, its transcript.
+
+    The engine keeps what was read beside the store, so that the next tokenizer under the same protocol does not pay again.
+    The metric asks through `readings(metric, sample)`, never by calling `read` itself.
+    """
+
+    @property
+    def spec(self) -> MetricSpec: ...
+
+    def read(self, sample: Sample) -> Sequence[object]:
+        """Return one value a row, of the references alone, made of what JSON knows (finite floats, str, lists, dicts)."""
+        ...
+
+
+@runtime_checkable
+class Detailed(Protocol):
+    """A per-sample metric whose rows have parts worth keeping (words, faces): called after `__call__` with the same sample.
+
+    What the two share is in `Sample.memo`. Records hold str, int, float, bool or None; they go into the result's rows.
+    """
+
+    def details(self, sample: Sample) -> Sequence[Sequence[Mapping[str, str | int | float | bool | None]]]:
+        """Return a list of records a row."""
+        ...
+
+
+Metric = PerSample | Corpus | RowWise
+
+
+def readings(metric: Reading, sample: Sample) -> list[Any]:
+    """Return what `metric` reads from each reference of the batch: what is known already, else by `metric.read`."""
+    known = sample.readings.setdefault(metric.spec.name, {})
+    if any(key not in known for key in sample.keys):
+        known.update(zip(sample.keys, metric.read(sample), strict=True))
+    return [known[key] for key in sample.keys]
 
 
 def merge_states(a: State, b: State) -> State:
