@@ -9,7 +9,7 @@ from tokbench.catalog import at_point
 from tokbench.cli.listing import geometry
 from tokbench.leaderboard import escape_markdown
 from tokbench.registry import catalogs
-from tokbench.spec import Card
+from tokbench.spec import Card, TokenizerSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = """# Tokenizers
@@ -19,7 +19,8 @@ Made by `python docs/tokenizers.py` from the cards and from the goldens in `test
 **parity** says how a row's arithmetic is proven, always with seeded weights, because tests have no network: `golden`, this card
 equals what the official code gave on the same input; `same code`, a sibling on the same adapter does, and this card differs in
 its sizes or options; `library`, the adapter calls the library's own class; `codec`, the row is a codec, tested for its own
-contract. No published weight file was opened to make this table.
+contract. **offers** lists the capabilities of the card (`tokbench.spec.Capability`), which the contract check holds to
+the code. No published weight file was opened to make this table.
 
 """
 
@@ -46,6 +47,18 @@ def parity(card: Card, names: set[str], targets: set[str]) -> str:
     return "codec" if card.spec.kind in {"payload", "none"} or not card.weights else "contract only"
 
 
+def offers(spec: TokenizerSpec) -> str:
+    """Return what a tokenizer declares beside encode and decode."""
+    size = spec.native_size
+    also = {
+        "stochastic": not spec.deterministic,
+        f"{size[0]}x{size[1]} only" if size else "": size is not None,
+        "encode only": spec.encode_only,
+        "padding-safe": spec.padding_safe,
+    }
+    return ", ".join([*spec.capabilities, *(name for name, holds in also.items() if holds)]) or "–"
+
+
 def table() -> str:
     """Return the whole page."""
     cards = catalogs().cards
@@ -56,13 +69,15 @@ def table() -> str:
         chosen = [card for card in cards.values() if card.spec.modality == modality]
         ready = sum(card.status == "available" for card in chosen)
         parts.append(f"## {modality.capitalize()}: {ready} available, {len(chosen) - ready} planned or unreleased\n\n")
-        parts.append("| name | family | code | stride, codebooks or channels | licence | weights | parity |\n")
-        parts.append("|---|---|---|---|---|---|---|\n")
+        parts.append("| name | family | code | stride, codebooks or channels | offers | licence | weights | parity |\n")
+        parts.append("|---|---|---|---|---|---|---|---|\n")
         for card in sorted(chosen, key=lambda card: (card.status != "available", card.family, card.name)):
             weights = (
                 ", ".join(dict.fromkeys(file.hub or file.package or "a file by hand" for file in card.weights)) or "–"
             )
-            cells = (card.name, card.family, card.spec.kind, geometry(at_point(card, {}).spec), card.licence, weights)
+            spec = at_point(card, {}).spec
+            about = (card.name, card.family, spec.kind, geometry(spec), offers(spec))
+            cells = (*about, card.licence, weights)
             row = [escape_markdown(cell) for cell in (*cells, parity(card, names, targets))]
             parts.append("| " + " | ".join(row) + " |\n")
         parts.append("\n")

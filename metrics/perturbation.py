@@ -140,6 +140,7 @@ class Perturbation:
     def __init__(self) -> None:
         self.spec = MetricSpec(
             name="perturbation",
+            needs=("neighbours", "edit"),
             modalities=("image", "video"),
             kinds=("discrete",),
             columns=(
@@ -194,6 +195,7 @@ class ReleasedPerturbation:
         self._alpha, self._delta = alpha, delta
         self.spec = MetricSpec(
             name="perturbation_released",
+            needs=("neighbours", "edit"),
             modalities=("image",),
             kinds=("discrete",),
             columns=(

@@ -46,6 +46,7 @@ class PerturbedFid:
         """Column and settings; the weights' sha256 is one of them."""
         return MetricSpec(
             name="pfid",
+            needs=("neighbours", "edit"),
             modalities=("image",),
             kinds=("discrete",),
             columns=(Column("pfid", "", False, "pfid@tokbench-v1, mean of 12 cells", 1e-3, 3, where="corpus"),),

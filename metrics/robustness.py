@@ -176,6 +176,7 @@ class TokenDrop:
     def __init__(self) -> None:
         self.spec = MetricSpec(
             name="token_drop",
+            needs=("drop",),
             modalities=("image", "video"),
             kinds=("discrete", "continuous"),
             columns=(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokbench.capabilities import false_claims, unclaimed
 from tokbench.data import Item
 from tokbench.errors import TokbenchError
 from tokbench.reconstruct import Engine, Reconstructed, reconstruct
@@ -31,16 +32,18 @@ class Check:
     detail: str = ""
 
 
-def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
+def check(tokenizer: Tokenizer, engine: Engine, *, trained: bool = True) -> list[Check]:
     """Run every check of the contract on small deterministic probes.
 
     Checks: spec, code (kind, dtype, index range, declared codebooks), the digest of the tokens, shape, range, determinism,
     batch = single, odd sizes, rate (declared = emitted), gain, and for sound length, delay, and padding where it is declared
-    safe. Of a tokenizer that cannot decode: those of its code.
+    safe; that what it declares to offer is there and works. Of a tokenizer that cannot decode: those of its code.
 
     Args:
         tokenizer: On `engine.device` already.
         engine: Device, dtype and seed.
+        trained: False for weights that are random: range, gain and delay of a reconstruction then say nothing and are
+            skipped; all that does not depend on training is checked.
     """
     spec = tokenizer.spec
     found: list[Check] = [_spec(spec)]
@@ -53,6 +56,7 @@ def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
             again = _each(tokenizer, items, engine)
             both = one if not spec.deterministic else [_run(tokenizer, items, engine)]
             odd = None if spec.native_size else _each(tokenizer, probes(spec, 1, odd=True), engine)
+            offers = _capabilities(tokenizer, one[0])
             padded = _run(tokenizer, [*probes(spec, 1, odd=True), *items[:1]], engine) if spec.padding_safe else None
     except Exception as error:
         text = str(error) if isinstance(error, TokbenchError) else f"{type(error).__name__}: {error}"
@@ -60,21 +64,23 @@ def check(tokenizer: Tokenizer, engine: Engine) -> list[Check]:
     found.append(Check("runs", "pass"))
     found += [_code(spec, result.samples[0].code) for result in one[:1]]
     found.append(Check(_TOKENS, "pass", code_digest([result.samples[0].code for result in one])))
+    found.append(offers)
     if spec.encode_only:
         again_codes, both_codes = [_codes(result) for result in again], [_codes(result) for result in both]
         found.append(_same("deterministic", [_codes(result) for result in one], again_codes))
         found.append(_same("batch = single", [_codes(result) for result in one], both_codes))
         return [*found, _rate(spec, one[0]), Check("decode", "skip", "no decoder was published")]
-    found.append(_range(spec, one))
+    untrained = "the weights are not trained"
+    found.append(_range(spec, one) if trained else Check("range", "skip", untrained))
     found.append(_deterministic(spec, one, again))
     found.append(_batch(spec, one, both))
     found.append(Check("odd sizes", "pass" if odd else "skip", "" if odd else "works at one size only"))
     found.append(_rate(spec, one[0]))
-    found.append(_gain(one))
+    found.append(_gain(one) if trained else Check("gain", "skip", untrained))
     if spec.modality == "audio":
         off = max((result.length_error for result in one), key=abs)
         found.append(Check("length", "warn" if off else "pass", f"decode returned {off:+d} samples" if off else ""))
-        found.append(_delay(one))
+        found.append(_delay(one) if trained else Check("delay", "skip", untrained))
     if odd and padded:
         found.append(_padding(spec, odd[0], one[0], padded))
     return found
@@ -220,6 +226,15 @@ def _code(spec: TokenizerSpec, code: Code) -> Check:
     if spec.kind == "payload" and (not code.payload or not all(isinstance(row, bytes) for row in code.payload)):
         problems.append("kind is payload but encode emitted no bytes")
     return Check("code", "fail" if problems else "pass", "; ".join(problems[:3]))
+
+
+def _capabilities(tokenizer: Tokenizer, result: Reconstructed) -> Check:
+    problems, silent = false_claims(tokenizer, result.samples[0]), unclaimed(tokenizer)
+    if problems:
+        return Check("capabilities", "fail", "; ".join(problems))
+    if silent:
+        return Check("capabilities", "warn", f"there but not declared: {', '.join(silent)}")
+    return Check("capabilities", "pass", ", ".join(tokenizer.spec.capabilities))
 
 
 def _range(spec: TokenizerSpec, results: list[Reconstructed]) -> Check:

@@ -12,6 +12,14 @@ from typing import Any, Literal, cast
 Modality = Literal["image", "video", "audio"]
 CodeKind = Literal["discrete", "continuous", "payload", "none"]
 Option = str | int | float | bool
+Capability = Literal["neighbours", "unquantized", "edit", "drop", "prefix", "text"]
+"""What a tokenizer offers beside encode and decode; `tokbench.contract` holds what is declared to what is there.
+
+`neighbours`: says what lies near an entry of a codebook (`tokbench.types.Neighbouring`). `unquantized`: shows what its
+quantizers see (`LatentSource`). `edit`: decodes indices that were changed. `drop`: decodes what is left when tokens are taken
+out (`Droppable`). `prefix`: decodes any first part of its tokens, so its length is variable. `text`: its decoder is conditioned
+on a text. That a decoder is stochastic, or works at one size only, is said by `deterministic` and `native_size`.
+"""
 
 SIGNAL_RANGE: Mapping[Modality, tuple[float, float]] = {"image": (0.0, 1.0), "video": (0.0, 1.0), "audio": (-1.0, 1.0)}
 """The canonical range of each modality inside the engine."""
@@ -78,6 +86,7 @@ class TokenizerSpec:
         deterministic: Encode and decode draw no random numbers.
         batch_exact: A batch gives the same bits as its rows one by one; False: within `batch_atol` of them.
         batch_atol: Largest difference allowed between a batch and single rows, in units of the canonical range.
+        capabilities: What it offers beside encode and decode; metrics that need one apply to those that declare it.
         version: Raised when the adapter computes something else than before.
     """
 
@@ -98,6 +107,7 @@ class TokenizerSpec:
     deterministic: bool = True
     batch_exact: bool = True
     batch_atol: float = 0.0
+    capabilities: tuple[Capability, ...] = ()
     version: int = 1
 
 
@@ -226,7 +236,7 @@ class MetricSpec:
 
     `version` is part of the protocol hash; raise it whenever any number may change. `protocol` holds the settings that
     define it (window, range, weights digests) and is hashed too. `of_code` marks a metric that looks at the code and the
-    reference alone, and so holds for a tokenizer that cannot decode.
+    reference alone, and so holds for a tokenizer that cannot decode. `needs` names what a tokenizer must offer.
     """
 
     name: str
@@ -238,6 +248,7 @@ class MetricSpec:
     protocol: Mapping[str, Any] = field(default_factory=dict, hash=False)
     kinds: tuple[CodeKind, ...] = ("discrete", "continuous", "payload", "none")
     of_code: bool = False
+    needs: tuple[Capability, ...] = ()
     extra: str | None = None
 
     def ratio_parts(self, column: Column) -> list[tuple[str, str]]:
@@ -253,6 +264,9 @@ class MetricSpec:
             return f"{self.name} is not defined for {tokenizer.kind} {tokenizer.modality} tokenizers"
         if tokenizer.encode_only and not self.of_code:
             return f"{tokenizer.name} cannot decode: no decoder was published, and {self.name} needs a reconstruction"
+        for capability in self.needs:
+            if capability not in tokenizer.capabilities:
+                return f"{self.name} needs {capability!r}, which is not among the capabilities of {tokenizer.name}"
         return ""
 
 

@@ -174,3 +174,10 @@ def test_a_store_of_another_schema_is_refused(small_run, mine, tmp_path: Path) -
     done = small_run("-t", mine)
     assert done.returncode == 2
     assert "schema 99" in done.stderr
+
+
+def test_check_of_untrained_weights_skips_what_only_trained_ones_pass(tokbench_cli, hostile) -> None:
+    done = tokbench_cli("check", f"{hostile}:WrongRange", "--untrained")
+    assert done.returncode == 0
+    assert "skip  range  the weights are not trained" in done.stdout
+    assert "pass  deterministic" in done.stdout

@@ -95,8 +95,7 @@ def test_equals_the_bare_class(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_obeys_the_contract(name: str, tmp_path: Path) -> None:
     _, tokenizer = tiny(name, tmp_path)
-    failed = [item for item in check(tokenizer, Engine()) if item.verdict == "fail"]
-    assert [item for item in failed if item.name not in {"gain", "range"}] == []
+    assert [c for c in check(tokenizer, Engine(), trained=False) if c.verdict in {"fail", "warn"}] == []
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -157,8 +156,7 @@ def test_kandinsky_movq_equals_official_movqgan(tmp_path: Path) -> None:
     decoded = tokenizer.decode(Code((Stream("0", 512, arrays["indices"].long()),)))
     assert arrays["reconstruction"].std() > 1e-2
     torch.testing.assert_close(decoded[..., ::2, ::2], arrays["reconstruction"], atol=1e-4, rtol=0)
-    failed = [item for item in check(tokenizer, Engine()) if item.verdict == "fail"]
-    assert [item for item in failed if item.name not in {"gain", "range"}] == []
+    assert [c for c in check(tokenizer, Engine(), trained=False) if c.verdict in {"fail", "warn"}] == []
 
 
 def test_emu3_clips_equal_official_code(tmp_path: Path) -> None:

@@ -191,11 +191,9 @@ def test_full_configuration_has_the_published_keys(name: str, tmp_path: Path, mo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_obeys_the_contract(name: str, tmp_path: Path) -> None:
-    found = check(tiny(Golden(name), tmp_path), Engine(device="cpu"))
-    # Seeded weights reconstruct nothing, so range and gain say nothing about the code.
-    failed = [item for item in found if item.verdict == "fail" and item.name not in {"gain", "range"}]
-    assert not failed
-    assert {item.name for item in found} >= {"code", "deterministic", "batch = single", "rate"}
+    found = check(tiny(Golden(name), tmp_path), Engine(device="cpu"), trained=False)
+    assert [item for item in found if item.verdict in {"fail", "warn"}] == []
+    assert {item.name for item in found} >= {"code", "capabilities", "deterministic", "batch = single", "rate"}
 
 
 DISCRETE = [name for name in NAMES if "indices" in np.load(GOLDENS / name / "golden.npz") and name != "dalle-dvae"]

@@ -133,12 +133,11 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
         training_state(path)
 
 
-@pytest.mark.parametrize("name", ["gigatok-s-s", "fqgan-dual-ds16"])
+@pytest.mark.parametrize("name", CASES)
 def test_contract_holds_on_seeded_weights(name: str, tmp_path: Path) -> None:
     from tokbench.contract import check
     from tokbench.reconstruct import Engine
 
     case = Case(name, tmp_path)
-    case.adapter.spec = replace(case.card.spec, native_size=(64, 64))
-    bad = [c for c in check(case.adapter, Engine()) if c.verdict == "fail" and c.name not in {"range", "gain"}]
-    assert not bad
+    case.adapter.spec = replace(case.card.spec, native_size=tuple(case.image.shape[-2:]))
+    assert [c for c in check(case.adapter, Engine(), trained=False) if c.verdict in {"fail", "warn"}] == []

@@ -207,10 +207,8 @@ def test_full_configuration_has_the_published_keys(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROVEN)
 def test_obeys_the_contract(name: str, tmp_path: Path) -> None:
-    found = check(Golden(name, tmp_path).build(), Engine(device="cpu"))
-    # Seeded weights reconstruct nothing, so range and gain say nothing about the code.
-    failed = [item for item in found if item.verdict == "fail" and item.name not in {"gain", "range"}]
-    assert not failed
+    found = check(Golden(name, tmp_path).build(), Engine(device="cpu"), trained=False)
+    assert [item for item in found if item.verdict in {"fail", "warn"}] == []
     assert {item.name for item in found} >= {"code", "deterministic", "batch = single", "rate"}
 
 

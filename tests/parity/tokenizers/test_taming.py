@@ -251,10 +251,7 @@ def test_wrong_keys_are_named(tmp_path: Path) -> None:
         tokenizer(case.card, {"model": path})
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["taming-vqgan-imagenet-f16-1024", "rqvae-8x8x4", "var-vqvae", "tokenbridge", "mar-kl16", "infinity-vae-d24"],
-)
+@pytest.mark.parametrize("name", [*DISCRETE, *CONTINUOUS, *BITS])
 def test_contract_holds_on_seeded_weights(name: str, tmp_path: Path) -> None:
     from tokbench.contract import check
     from tokbench.reconstruct import Engine
@@ -263,7 +260,4 @@ def test_contract_holds_on_seeded_weights(name: str, tmp_path: Path) -> None:
     size = (256, 256) if name in BITS else (128, 128)
     spec = replace(case.card.spec, native_size=size if case.card.spec.native_size else None)
     case.adapter.spec = spec
-    bad = [
-        item for item in check(case.adapter, Engine()) if item.verdict == "fail" and item.name not in {"range", "gain"}
-    ]
-    assert not bad
+    assert [c for c in check(case.adapter, Engine(), trained=False) if c.verdict in {"fail", "warn"}] == []

@@ -44,7 +44,8 @@ class Vq:
         self.table = torch.linspace(-1, 1, self.size)[:, None]
         sizes = (self.size,) * self.books
         self.spec = TokenizerSpec(
-            "vq", "image", "discrete", (-1.0, 1.0), (self.stride, self.stride), codebook_size=sizes
+            "vq", "image", "discrete", (-1.0, 1.0), (self.stride, self.stride), codebook_size=sizes,
+            capabilities=("neighbours", "unquantized", "edit"),
         )  # fmt: skip
 
     def unquantized(self, x: Tensor, codebook: str) -> Tensor:
@@ -87,7 +88,7 @@ class Mute:
 
     def __init__(self) -> None:
         self._inner = Vq()
-        self.spec = self._inner.spec
+        self.spec = replace(self._inner.spec, capabilities=())
 
     def encode(self, x: Tensor) -> Code:
         return self._inner.encode(x)
@@ -497,4 +498,4 @@ def test_a_cell_says_not_applicable_with_the_reason(tmp_path: Path) -> None:
     assert found["perturbed_psnr/a1-d10"]["level"] is False
     mute = evaluate(Mute(), items, metrics, protocol, engine=Engine())
     reason = cells(Mute().spec, metrics, list(mute.rows), mute.states)["perturbed_psnr"]["reason"]
-    assert reason == "vq does not say what lies near an entry of its codebooks"
+    assert reason == "perturbation needs 'neighbours', which is not among the capabilities of vq"
