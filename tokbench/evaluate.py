@@ -51,6 +51,7 @@ class Timing:
         batch_size: Largest batch that ran.
         single_encode_seconds: One warm batch of one row: the latency.
         peak_memory_bytes: Of the device, or of the process on the CPU.
+        signal_seconds: Sound only: how long the timed rows play; with the two times it gives the real-time factors.
         length_error: Sound only: samples the decoder returned more or fewer than asked, extreme over the batches.
     """
 
@@ -61,6 +62,7 @@ class Timing:
     single_encode_seconds: float | None = None
     single_decode_seconds: float | None = None
     peak_memory_bytes: int = 0
+    signal_seconds: float = 0.0
     length_error: int = 0
 
 
@@ -121,6 +123,7 @@ class _Pass:
     partial: set[str] = field(default_factory=set)
     timed: list[tuple[int, float, float]] = field(default_factory=list)
     single: tuple[float, float] | None = None
+    signal_seconds: float = 0.0
     length_error: int = 0
 
     def batch(self, items: list[Item]) -> list[Row]:
@@ -152,6 +155,7 @@ class _Pass:
             self._submit(sample, cells)
             if self.keep is not None:
                 self.keep(sample)
+        self.signal_seconds += sum(_seconds(item) for item in items)
         self.timed.append((len(items), done.encode_seconds, done.decode_seconds))
         if abs(done.length_error) > abs(self.length_error):
             self.length_error = done.length_error
@@ -243,6 +247,7 @@ class _Pass:
             single_encode_seconds=single[0],
             single_decode_seconds=single[1],
             peak_memory_bytes=peak_memory_bytes(self.engine.device),
+            signal_seconds=self.signal_seconds,
             length_error=self.length_error,
         )
 
@@ -348,6 +353,10 @@ def _padding_safe(tokenizer: Tokenizer, protocol: EvalProtocol) -> bool:
     if not isinstance(protocol.prepare, AudioPrepare) or not tokenizer.spec.padding_safe:
         return False
     return tokenizer.spec.sample_rate in {None, protocol.prepare.sample_rate}
+
+
+def _seconds(item: Item) -> float:
+    return item.signal.shape[-1] / item.sample_rate if item.sample_rate else 0.0
 
 
 def is_corpus(metric: Metric) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokbench.entries import Entry
@@ -32,6 +33,8 @@ _TIMES = (
     "decode_seconds_per_sample",
     "latency_encode_seconds",
     "latency_decode_seconds",
+    "encode_real_time_factor",
+    "decode_real_time_factor",
     "batch_size",
     "peak_memory_bytes",
 )
@@ -48,6 +51,7 @@ class Board:
         notes: What was left out of the board and why.
         spec: What was declared of the board, or made up from its suite.
         ranks: Name of a measured row -> its rank; empty where nobody asked.
+        places: Name of a measured row -> the directory of its result, in the order of the rows.
     """
 
     suite: str
@@ -58,6 +62,7 @@ class Board:
     notes: tuple[str, ...] = ()
     spec: BoardSpec | None = None
     ranks: Mapping[str, Rank] = field(default_factory=dict)
+    places: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def mixed(self) -> bool:
@@ -212,7 +217,7 @@ def default_spec(board: Board) -> BoardSpec:
         name
         for row in board.rows
         for name, cell in row.get("metrics", {}).items()
-        if cell["where"] == "row" and cell["higher_is_better"] is not None
+        if cell["where"] == "row" and cell["higher_is_better"] is not None and cell["metric"] != "rate"
     }
     quality = [column for column in board.columns if column in rowwise and column not in _RATES]
     return BoardSpec(
@@ -228,12 +233,10 @@ def default_spec(board: Board) -> BoardSpec:
 
 
 def _ranked(board: Board, spec: BoardSpec, found: Sequence[Entry]) -> Board:
-    if not spec.sort:
-        return replace(board, spec=spec)
     places = {entry.result["key"]: entry.place for entry in found if entry.result["status"] == "complete"}
     rows = {str(row["tokenizer"]["name"]): row for row in board.rows if row["status"] != "reported"}
     at = {name: places[row["key"]] for name, row in rows.items() if row["key"] in places}
-    return replace(board, spec=spec, ranks=ranks(rows, at, spec))
+    return replace(board, spec=spec, places=at, ranks=ranks(rows, at, spec) if spec.sort else {})
 
 
 def _sorted(rows: Sequence[Mapping[str, Any]], spec: BoardSpec) -> list[Mapping[str, Any]]:

@@ -220,10 +220,14 @@ def _empty(status: str, reason: str) -> dict[str, Any]:
 
 
 def timing_summary(timings: Sequence[Timing]) -> dict[str, Any]:
-    """Add the shards' timings up; per-sample figures are of warm batches, seconds."""
+    """Add the shards' timings up; per-sample figures are of warm batches, seconds.
+
+    A real-time factor is seconds of compute for a second of sound: below 1 is faster than it plays.
+    """
     samples = sum(t.samples for t in timings)
     encode = sum(t.encode_seconds for t in timings)
     decode = sum(t.decode_seconds for t in timings)
+    signal = sum(t.signal_seconds for t in timings)
     latency = [t for t in timings if t.single_encode_seconds is not None]
     first = latency[0] if latency else Timing()
     return {
@@ -231,6 +235,8 @@ def timing_summary(timings: Sequence[Timing]) -> dict[str, Any]:
         "batch_size": max((t.batch_size for t in timings), default=0),
         "encode_seconds_per_sample": encode / samples if samples else None,
         "decode_seconds_per_sample": decode / samples if samples else None,
+        "encode_real_time_factor": encode / signal if signal else None,
+        "decode_real_time_factor": decode / signal if signal else None,
         "latency_encode_seconds": first.single_encode_seconds,
         "latency_decode_seconds": first.single_decode_seconds,
         "peak_memory_bytes": max((t.peak_memory_bytes for t in timings), default=0),

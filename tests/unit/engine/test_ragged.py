@@ -16,6 +16,7 @@ from tokbench.reconstruct import Engine
 from tokbench.registry import build_metric
 from tokbench.rows import Row
 from tokbench.spec import AudioPrepare, EvalProtocol, TokenizerSpec
+from tokbench.summarise import timing_summary
 from tokbench.types import Code, Stream
 
 RATE = 8000
@@ -132,3 +133,12 @@ def test_metrics_of_a_reconstruction_do_not_apply_where_there_is_none() -> None:
     assert "cannot decode" in build_metric("si_sdr").spec.mismatch(spec)
     assert build_metric("rate").spec.mismatch(spec) == ""
     assert torch.equal(Causal().encode(torch.zeros(1, 1, 160)).streams[1].indices, torch.tensor([[128]]))
+
+
+def test_real_time_factors_are_of_the_sound_that_was_timed() -> None:
+    protocol = EvalProtocol("audio", AudioPrepare(RATE), rounding="none")
+    timing = evaluate(Causal(), sounds(LENGTHS), {}, protocol, engine=Engine(), batch_size=4).timing
+    assert timing.signal_seconds == sum(LENGTHS) / RATE
+    told = timing_summary([timing])
+    assert told["encode_real_time_factor"] == timing.encode_seconds / timing.signal_seconds
+    assert told["decode_real_time_factor"] > 0
