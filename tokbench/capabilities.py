@@ -28,8 +28,9 @@ def false_claims(tokenizer: Tokenizer, sample: Sample) -> list[str]:
     lacking = [name for name in claims if name in _METHODS and not isinstance(tokenizer, _METHODS[name])]
     if lacking:
         return [f"declared but not there: {', '.join(lacking)}"]
-    if sample.codec is None or not sample.code.streams:
-        return [] if set(claims) <= {"text"} else ["no tokens are emitted, so there are none to perturb"]
+    if not sample.code.streams and (of_tokens := {"neighbours", "unquantized", "edit"} & set(claims)):
+        return [f"no tokens are emitted, but declared is {', '.join(sorted(of_tokens))}"]
+    assert sample.codec is not None
     tests: Mapping[str, Callable[[Sample, Codec], str]] = {
         "neighbours": _neighbours, "unquantized": _unquantized, "edit": _edit, "drop": _drop
     }  # fmt: skip
@@ -72,9 +73,10 @@ def _edit(sample: Sample, codec: Codec) -> str:
 
 
 def _drop(sample: Sample, codec: Codec) -> str:
-    indices = sample.code.streams[0].indices
-    count = indices.shape[-1]
-    keep = (torch.arange(count, device=indices.device) < max(1, count // 2)).expand(len(sample.keys), -1)
+    tokens = sample.code.streams[0].indices if sample.code.streams else sample.code.latents
+    assert tokens is not None
+    count = tokens.shape[-1]
+    keep = (torch.arange(count, device=tokens.device) < max(1, count // 2)).expand(len(sample.keys), -1)
     assert isinstance(codec.tokenizer, Droppable)
     raw = codec.decode(codec.tokenizer.drop(sample.code, keep), sample.keys)
     return "half of the tokens decode to the same signal" if torch.equal(raw, sample.raw) else ""

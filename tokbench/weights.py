@@ -36,7 +36,7 @@ _TIMEOUT = 10.0
 _PROBE = 5.0
 _CHUNK = 1 << 20
 _NAMED = 10
-_PICKLES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".th"})
+_PICKLES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".th", ".pkl"})
 
 
 class WeightsRefused(NotAvailable):
@@ -364,7 +364,7 @@ def load_state(path: Path, *, inside: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return the state dict of a checkpoint file, on the CPU, memory-mapped where the format allows it.
 
     Args:
-        path: A `.safetensors` file, or a `.pt`, `.pth`, `.ckpt`, `.bin` or `.th` file of tensors.
+        path: A `.safetensors` file, or a `.pt`, `.pth`, `.ckpt`, `.bin`, `.th` or `.pkl` file of tensors.
         inside: Keys that lead to the state dict in a file that nests it (`("state_dict",)`). A safetensors file cannot nest,
             so for one that `tokbench convert` wrote they do not apply.
 

@@ -92,8 +92,9 @@ class Block(nn.Module):
         self.gamma1 = nn.Parameter(torch.empty(width)) if scaled else None
         self.gamma2 = nn.Parameter(torch.empty(width)) if scaled else None
 
-    def forward(self, x: Tensor, rotate: Rotate | None = None) -> Tensor:
-        h = self.attn(self.norm1(x), rotate)
+    def forward(self, x: Tensor, rotate: Rotate | None = None, mask: Tensor | None = None) -> Tensor:
+        normed = self.norm1(x)
+        h = self.attn(normed, rotate) if mask is None else self.attn(normed, rotate, mask)
         x = x + (h if self.gamma1 is None else self.gamma1 * h)
         h = self.mlp(self.norm2(x))
         out: Tensor = x + (h if self.gamma2 is None else self.gamma2 * h)
