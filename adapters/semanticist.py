@@ -118,7 +118,7 @@ class Semanticist(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Map (B, 3, size, size) in [0, 1] to slots (B, K, slot_dim), each of mean 0 and deviation 1."""
-        slots = self.encoder2slot(self.encoder(x))
+        slots: Tensor = self.encoder2slot(self.encoder(x))
         return (slots - slots.mean(-1, keepdim=True)) / slots.std(-1, keepdim=True)
 
     def guided(self, x: Tensor, t: Tensor, slots: Tensor, guidance: float) -> Tensor:

@@ -32,7 +32,8 @@ class TimeEmbedding(nn.Module):
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
         angles = t.float()[:, None] * self._scale * torch.exp(-math.log(self._longest_period) * steps / half)
         embedded = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        out: Tensor = self.mlp(embedded.to(self.mlp[0].weight.dtype))
+        first: Tensor = next(self.mlp.parameters())
+        out: Tensor = self.mlp(embedded.to(first.dtype))
         return out
 
 
@@ -95,7 +96,7 @@ class AncestralSampler:
 
     def __init__(self, steps: int) -> None:
         betas = np.linspace(1e-4, 2e-2, 1000)
-        kept = np.cumprod(1.0 - betas)
+        kept: Floats = np.cumprod(1.0 - betas, dtype=np.float64)
         stride = 999 / (steps - 1) if steps > 1 else 0.0
         self.times = [round(index * stride) for index in range(steps)]
         total: Floats = kept[self.times]
