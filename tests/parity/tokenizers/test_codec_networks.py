@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from keytable import expand
 from safetensors.torch import save_file
 from seeded import seeded_audio, seeded_tensor
 from torch import Tensor
@@ -64,24 +63,6 @@ LATENTS: Mapping[str, Callable[[Any, Tensor], Tensor]] = {
 DECODERS = {
     "sym": "audiodec-libritts-24khz-sym", "v0": "audiodec-vctk-48khz-v0", "v1": "audiodec-libritts-24khz"
 }  # fmt: skip
-
-Table = dict[str, tuple[tuple[int, ...], str]]
-
-
-def expand(lines: list[str]) -> Table:
-    """Read a key table: `layers.{0-11}.norm.weight 768` stands for twelve keys of that shape."""
-    table: Table = {}
-    for line in lines:
-        name, shape, *dtype = line.split(" ")
-        parts: list[list[str]] = []
-        for part in re.split(r"(\{[^}]*\})", name):
-            spans = [span.partition("-") for span in part[1:-1].split(",")] if part.startswith("{") else []
-            numbers = [str(i) for first, _, last in spans for i in range(int(first), int(last or first) + 1)]
-            parts.append(numbers or [part])
-        size = tuple(int(n) for n in shape.split("x")) if shape else ()
-        for combination in itertools.product(*parts):
-            table["".join(combination)] = (size, dtype[0] if dtype else "float32")
-    return table
 
 
 class Golden:
