@@ -57,7 +57,8 @@ def check(tokenizer: Tokenizer, engine: Engine, *, trained: bool = True) -> list
             both = one if not spec.deterministic else [_run(tokenizer, items, engine)]
             odd = None if spec.native_size else _each(tokenizer, probes(spec, 1, odd=True), engine)
             offers = _capabilities(tokenizer, one[0])
-            padded = _run(tokenizer, [*probes(spec, 1, odd=True), *items[:1]], engine) if spec.padding_safe else None
+            ragged = spec.padding_safe and spec.modality == "audio"
+            padded = _run(tokenizer, [*probes(spec, 1, odd=True), *items[:1]], engine) if ragged else None
     except Exception as error:
         text = str(error) if isinstance(error, TokbenchError) else f"{type(error).__name__}: {error}"
         return [*found, Check("runs", "fail", " ".join(text.split())[:300])]

@@ -21,7 +21,7 @@ class Ratio:
 
     Attributes:
         value: None where a sum below is zero.
-        low: Of the 95 % percentile interval over resampled files; None with fewer than two files.
+        low: Of the 95 % percentile interval over resampled files; None where fewer than two files add to a sum below.
         high: Its other end.
         n: The sum below, of all ratios that a mean is made of.
     """
@@ -55,7 +55,7 @@ def ratio(rows: Mapping[str, Sequence[float | None]], groups: Sequence[str], par
     if not totals or any(below == 0 for _, below in totals):
         return Ratio(None, None, None, n)
     value = math.fsum(above / below for above, below in totals) / len(totals)
-    if len(order) < 2:
+    if any(np.count_nonzero(below) < 2 for _, below in tables):
         return Ratio(value, None, None, n)
     draws = resampled(tables)
     if not len(draws):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sqlite3
 import time
@@ -37,6 +39,8 @@ def default_cache() -> Path:
 def manifest(source: Source, cache: Path | None = None) -> Manifest:
     """Digest every file of a source.
 
+    Ground truth counts as data: an entry of a file with annotations digests both, by the source's `annotations_sha256(key)`
+    where it has one (the truth may be cheaper to digest than to read), else from `annotations(key)`.
     A file whose absolute path, size and modification time (ns) are as before is not read again. A cache that cannot be
     opened or written is not an error: files are then read each time.
 
@@ -57,7 +61,24 @@ def manifest(source: Source, cache: Path | None = None) -> Manifest:
         for i, sha in zip(missing, fresh, strict=True):
             found[i] = sha
             known.put(stamps[i], sha)
-    return Manifest(tuple((key, sha or UNREADABLE) for key, sha in zip(keys, found, strict=True)))
+    return Manifest(
+        tuple((key, _with_truth(source, key, sha or UNREADABLE)) for key, sha in zip(keys, found, strict=True))
+    )
+
+
+def _with_truth(source: Source, key: str, sha: str) -> str:
+    if sha == UNREADABLE:
+        return sha
+    digest = getattr(source, "annotations_sha256", None)
+    try:
+        if digest is not None:
+            truth = digest(key)
+        else:
+            said = source.annotations(key)
+            truth = json.dumps(said, sort_keys=True, default=str) if said else ""
+    except DecodeError:
+        return UNREADABLE
+    return hashlib.sha256(f"{sha} {truth}".encode()).hexdigest() if truth else sha
 
 
 class _Known:

@@ -5,24 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+from tokbench.data.corpora import LAYOUTS, CorpusSource
+from tokbench.data.faces import FACE_SCHEMES, FaceSource
 from tokbench.data.folder import FolderSource
 from tokbench.data.hub import HubSource
 from tokbench.data.samples import open_samples
 from tokbench.data.shards import ShardSource
+from tokbench.data.text import TEXT_SCHEMES, TextSource
 from tokbench.data.types import Source
 from tokbench.errors import UsageError
 from tokbench.spec import Modality
 
-_FORMS = "folder:/path, wds:/path/shard-{000..012}.tar, hf:org/name@revision:split, sample:image|video|audio|text"
+_FORMS = (
+    "folder:/path, librispeech|libritts|musdb|audioset:/path, wds:/path/shard-{000..012}.tar, "
+    "hf:org/name@revision:split, sample:image|video|audio|speech|text|words|faces, "
+    "tokbench-text:/path, coco-text:/images?truth=/annotations.json, icdar:/images?truth=/folder"
+)
 
 
 def open_source(uri: str, modality: Modality) -> Source:
     """Open a dataset.
 
     Args:
-        uri: `folder:PATH` or a bare path that exists (a folder, one file, or a `.tar`); `wds:PATTERN` with braces and
-            wildcards; `hf:org/name@revision:split[?column=image&config=default]` (extra `hf`); `sample:image`,
-            `sample:text`, `sample:video`, `sample:audio` for the built-in sets.
+        uri: `folder:PATH` or a bare path that exists (a folder, one file, or a `.tar`); `librispeech:PATH`,
+            `libritts:PATH`, `musdb:PATH`, `audioset:PATH` for a folder in that corpus's layout; `wds:PATTERN` with braces
+            and wildcards; `hf:org/name@revision:split[?column=image&config=default]` (extra `hf`); `sample:image`,
+            `sample:text`, `sample:video`, `sample:audio`, `sample:speech`, `sample:words`, `sample:faces` for the built-in
+            sets; text datasets `tokbench-text:PATH[?set=ic13,tt]`, `coco-text:IMAGES?truth=JSON[&set=val]`,
+            `icdar:IMAGES[?truth=FOLDER]`.
         modality: What to read from it.
 
     Raises:
@@ -37,6 +47,12 @@ def open_source(uri: str, modality: Modality) -> Source:
         return ShardSource(uri, rest, modality)
     if colon and scheme == "hf":
         return HubSource(uri, modality)
+    if colon and scheme in TEXT_SCHEMES:
+        return TextSource(uri, scheme, rest, modality)
+    if colon and scheme in FACE_SCHEMES:
+        return FaceSource(uri, scheme, rest, modality)
+    if colon and scheme in LAYOUTS:
+        return CorpusSource(uri, scheme, Path(rest).expanduser(), modality)
     path = Path(rest if colon and scheme == "folder" else uri).expanduser()
     if not path.exists():
         known = "is not there" if scheme == "folder" or not colon else f"is not a dataset; addresses are {_FORMS}"

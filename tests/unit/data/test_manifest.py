@@ -144,3 +144,14 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert default_cache() == tmp_path / "here"
     monkeypatch.delenv("TOKBENCH_CACHE")
     assert default_cache().name == "tokbench"
+
+
+def test_ground_truth_is_part_of_what_a_dataset_is(tmp_path: Path, pictures_of: Callable[..., Path]) -> None:
+    root = pictures_of(2)
+    bare = manifest(open_source(str(root), "image"), tmp_path / "cache")
+    (root / "0000.json").write_text('{"boxes": [[1, 2, 3, 4]]}')
+    told = manifest(open_source(str(root), "image"), tmp_path / "cache")
+    assert told.entries[0][1] != bare.entries[0][1]
+    assert told.entries[1] == bare.entries[1]
+    (root / "0000.json").write_text('{"boxes": [[1, 2, 3, 5]]}')
+    assert manifest(open_source(str(root), "image"), tmp_path / "cache").digest != told.digest

@@ -134,6 +134,11 @@ def test_the_interval_of_a_ratio_resamples_files_not_rows() -> None:
     assert apart.low > 0.0
 
 
+def test_one_file_alone_has_no_interval() -> None:
+    found = ratio({"a": [3.0, 0.0], "b": [4.0, 0.0]}, ["x", "y"], [("a", "b")])
+    assert (found.value, found.low, found.high) == (0.75, None, None)
+
+
 def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     inside = 0

