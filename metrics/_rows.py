@@ -32,6 +32,11 @@ def checked_pair(metric: str, sample: Sample) -> tuple[Tensor, Tensor]:
     return (x.cpu(), y.cpu()) if x.device.type == "mps" else (x, y)
 
 
+def as_frames(x: Tensor) -> Tensor:
+    """Return (B, 3, H, W) as it is and (B, 3, T, H, W) as (B * T, 3, H, W)."""
+    return x if x.ndim == 4 else x.movedim(2, 1).flatten(0, 1)
+
+
 def by_rows(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
     """Apply `function` (n rows in, n rows out) to the batch in blocks and return all rows.
 

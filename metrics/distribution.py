@@ -15,7 +15,8 @@ from tokbench.spec import Column, MetricSpec
 from tokbench.types import Sample, State
 
 from ._backbones import digest, fetch
-from ._exact import add_rows, row_name
+from ._exact import row_name
+from ._pools import add_pool, pool_rows, smallest
 from .features import INCEPTION, Features, Inception, Side
 
 SPLITS = 10
@@ -149,22 +150,24 @@ class Kid:
 
     def update(self, state: State, sample: Sample) -> State:
         """Return `state` with the reconstructions of a batch added. Raises WeightsAbsent."""
-        return _add_pool(state, "reconstruction", sample, self._extract, self._pool)
+        found = self._extract(sample, "reconstruction", "round").pool
+        return add_pool(state, "reconstruction", sample.keys, found, self._pool)
 
     def update_reference(self, state: State, sample: Sample) -> State:
         """Return `state` with the references of a batch added."""
-        return _add_pool(state, "reference", sample, self._extract, self._pool)
+        found = self._extract(sample, "reference", "round").pool
+        return add_pool(state, "reference", sample.keys, found, self._pool)
 
     def bound(self, state: State) -> State:
         """Return the part of a merged state that counts: the pool."""
-        return _smallest(_smallest(state, "reference", self._pool), "reconstruction", self._pool)
+        return smallest(smallest(state, "reference", self._pool), "reconstruction", self._pool)
 
     def compute(self, state: State) -> dict[str, float | None]:
         """Return `kid` and `kid_std`, or None below `subset_size` images."""
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
         state = self.bound(state)
-        x, y = _rows(state, "reconstruction"), _rows(state, "reference")
+        x, y = pool_rows(state, "reconstruction"), pool_rows(state, "reference")
         if min(len(x), len(y)) < self._size:
             return {"kid": None, "kid_std": None}
         found = kid_features_to_metric(
@@ -219,22 +222,24 @@ class PrecisionRecall:
 
     def update(self, state: State, sample: Sample) -> State:
         """Return `state` with the reconstructions of a batch added. Raises WeightsAbsent."""
-        return _add_pool(state, "reconstruction", sample, self._extract, self._pool)
+        found = self._extract(sample, "reconstruction", "round").pool
+        return add_pool(state, "reconstruction", sample.keys, found, self._pool)
 
     def update_reference(self, state: State, sample: Sample) -> State:
         """Return `state` with the references of a batch added."""
-        return _add_pool(state, "reference", sample, self._extract, self._pool)
+        found = self._extract(sample, "reference", "round").pool
+        return add_pool(state, "reference", sample.keys, found, self._pool)
 
     def bound(self, state: State) -> State:
         """Return the part of a merged state that counts: the pool."""
-        return _smallest(_smallest(state, "reference", self._pool), "reconstruction", self._pool)
+        return smallest(smallest(state, "reference", self._pool), "reconstruction", self._pool)
 
     def compute(self, state: State) -> dict[str, float | None]:
         """Return `precision` and `recall`, or None with too few images."""
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
         state = self.bound(state)
-        x, y = _rows(state, "reconstruction"), _rows(state, "reference")
+        x, y = pool_rows(state, "reconstruction"), pool_rows(state, "reference")
         if min(len(x), len(y)) <= self._k:
             return {"precision": None, "recall": None}
         found = prc_features_to_metric(
@@ -276,21 +281,3 @@ def _score(state: State, side: Side, parts: range | list[int]) -> float | None:
     q = sums.double().numpy() / 2.0**_P_BITS / count
     used = q[q > 0]
     return math.exp(plogp / 2**_H_BITS / count - math.fsum(used * np.log(used)))
-
-
-# ------------------------------------------------------------------------------------------------ pools of features
-
-
-def _add_pool(state: State, side: Side, sample: Sample, extract: Inception, size: int) -> State:
-    return _smallest(add_rows(state, side, sample.keys, extract(sample, side, "round").pool), side, size)
-
-
-def _smallest(state: State, side: Side, size: int) -> State:
-    """Return the state with the `size` rows of a side whose names are smallest."""
-    names = sorted(key for key in state if key.startswith(f"{side}/row/"))
-    dropped = set(names[size:])
-    return {key: value for key, value in state.items() if key not in dropped} if dropped else state
-
-
-def _rows(state: State, side: Side) -> list[Tensor]:
-    return [state[key] for key in sorted(state) if key.startswith(f"{side}/row/")]

@@ -8,14 +8,18 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from tokbench.errors import UsageError
 from tokbench.spec import Column, MetricSpec
-from tokbench.types import Sample, State
+from tokbench.types import FloatArray, Sample, State
 
 from ._backbones import digest, fetch
-from ._exact import SHIFTS, Array, Moments, add_rows, bounded, count, kept_rows, moments
+from ._exact import SHIFTS, Array, Moments, add_rows, bounded, count, kept_rows, moments, on_grid
 from .features import INCEPTION, Front, Inception, Variant
+
+Indices = npt.NDArray[np.int64]
 
 DEFAULT = "torch-fidelity"
 
@@ -126,6 +130,10 @@ class Rfid:
         """Return an equal state of bounded size."""
         return bounded(bounded(state, "reference"), "reconstruction")
 
+    def on_subsets(self, reference: FloatArray, reconstruction: FloatArray, subsets: Indices) -> Array:
+        """Return the distance of each of (R, m) subsets of the images, given their (N, d) features."""
+        return subset_distances(reference, reconstruction, subsets, divide_by_n=self._covariance == "n")
+
     def compute(self, state: State) -> dict[str, float | None]:
         """Return the distance; None with fewer than two images."""
         return {self.column: distance(state, divide_by_n=self._covariance == "n")}
@@ -145,6 +153,31 @@ def distance(state: State, *, divide_by_n: bool = False) -> float | None:
             return None
         a, b = first, second
     return frechet(_scaled(a, divide_by_n), _scaled(b, divide_by_n))
+
+
+def subset_distances(
+    reference: FloatArray, reconstruction: FloatArray, subsets: Indices, *, divide_by_n: bool = False
+) -> Array:
+    """Return the Fréchet distance of each of (R, m) subsets of N pairs of d features, without a matrix of d x d.
+
+    With centred rows X and Y the trace of (Σ₁Σ₂)^½ is the sum of the singular values of XYᵀ / (m - 1), and every term follows
+    from three N x N tables of products: a subset costs one m x m decomposition. Equal to `distance` up to rounding.
+    """
+    x, y = (on_grid(torch.from_numpy(np.array(side))).numpy() for side in (reference, reconstruction))
+    centre = x.mean(0)
+    x, y = x - centre, y - centre
+    xx, xy, yy = x @ x.T, x @ y.T, y @ y.T
+    found = []
+    for subset in subsets:
+        at = np.ix_(subset, subset)
+        a, b, c = xx[at], xy[at], yy[at]
+        m = len(subset)
+        centred = b - b.mean(0) - b.mean(1)[:, None] + b.mean()
+        spread = np.trace(a) - m * a.mean() + np.trace(c) - m * c.mean()
+        shared = np.linalg.svd(centred, compute_uv=False).sum()
+        between = a.mean() - 2 * b.mean() + c.mean()
+        found.append(between + (spread - 2 * shared) / (m if divide_by_n else m - 1))
+    return np.array(found, np.float64)
 
 
 def frechet(a: Moments, b: Moments) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokbench.errors import UsageError
 from tokbench.spec import Column, MetricSpec
@@ -16,7 +17,8 @@ from tokbench.types import Sample
 from tokbench.weights import WeightsRefused, file_digest, load_state
 
 from ._backbones import Backbone, digest, fetch, require
-from ._rows import by_rows, checked_pair, sum_behind
+from ._fused import fuse_named, fuse_pairs
+from ._rows import as_frames, by_rows, checked_pair, sum_behind
 
 BACKBONES: Mapping[str, Backbone] = {
     "alex": Backbone(
@@ -38,6 +40,10 @@ BACKBONES: Mapping[str, Backbone] = {
 """Trunk -> its torchvision weights. The heads, version 0.1, are in the wheel of `lpips`."""
 
 _SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}
+_EPSILON = 1e-10
+_FIRE = (
+    ("squeeze", "squeeze_activation"), ("expand1x1", "expand1x1_activation"), ("expand3x3", "expand3x3_activation"),
+)  # fmt: skip
 
 
 class Lpips:
@@ -94,23 +100,43 @@ class Lpips:
         path = require(BACKBONES[self._net], self._weights)
         model = load(self._net, path, file_digest(path), str(x.device))
         frames = 1 if x.ndim == 4 else x.shape[2]
-        values = by_rows(lambda a, b: _values(model, a, b), _as_frames(x), _as_frames(y))
+        values = by_rows(model, as_frames(x), as_frames(y))
         return {self.column: sum_behind(values.reshape(x.shape[0], frames), 1) / frames}
 
 
-def _values(model: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """Return LPIPS of (n, 3, H, W) pairs in [0, 1], (n,)."""
-    with torch.inference_mode():
-        a, b = ((side * 2 - 1).contiguous(memory_format=torch.channels_last) for side in (x, y))
-        return model(a, b).flatten()
+@dataclass(frozen=True)
+class Perceptual:
+    """LPIPS as the `lpips` package has it, in its own modules: pairs go through the trunk together, in place behind it.
+
+    Attributes:
+        scaling: [-1, 1] to the trunk's normalisation.
+        trunk: An image to the features of each layer, (n, C, H, W).
+        heads: The calibrated weight of each channel, (C,) a layer.
+    """
+
+    scaling: nn.Module
+    trunk: nn.Module
+    heads: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return LPIPS of (n, 3, H, W) pairs in [0, 1], (n,) float64."""
+        with torch.inference_mode():
+            both = self.scaling(torch.cat([x, y]) * 2 - 1).contiguous(memory_format=torch.channels_last)
+            layers = zip(self.trunk(both), self.heads, strict=True)
+            return torch.stack([_layer(features, head) for features, head in layers]).sum(0)
 
 
-def _as_frames(x: Tensor) -> Tensor:
-    return x if x.ndim == 4 else x.movedim(2, 1).flatten(0, 1)
+def _layer(features: Tensor, head: Tensor) -> Tensor:
+    """Return a layer's part, (n,), from the features of n references and their n reconstructions."""
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True).add_(_EPSILON)
+    a, b = (features / length).chunk(2)
+    squares = a.sub_(b).square_().permute(0, 2, 3, 1).flatten(1, 2)
+    part: Tensor = squares.mean(1, dtype=torch.float64) @ head
+    return part
 
 
 @lru_cache(maxsize=3)
-def load(net: str, path: Path, _sha256: str, device: str) -> Callable[[Tensor, Tensor], Tensor]:
+def load(net: str, path: Path, _sha256: str, device: str) -> Perceptual:
     """Build LPIPS with the trunk's weights from a torchvision file; kept for the process, by the file's content.
 
     Raises:
@@ -124,16 +150,27 @@ def load(net: str, path: Path, _sha256: str, device: str) -> Callable[[Tensor, T
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")  # torchvision's about `pretrained=`, which lpips still says
         model: Any = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
+    load_trunk(model.net, path, f"lpips {net}", BACKBONES[net].url)
+    model = model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    fuse_pairs(model.net)
+    for module in list(model.net.modules()):
+        fuse_named(module, _FIRE)
+    heads = tuple(lin.model[-1].weight.flatten().double() for lin in model.lins)
+    return Perceptual(model.scaling_layer, model.net, heads)
+
+
+def load_trunk(trunk: nn.Module, path: Path, owner: str, url: str) -> None:
+    """Fill a trunk whose modules are called as `slice2.3` from torchvision's file, where the same one is `features.3`.
+
+    Raises:
+        WeightsRefused: The file lacks a tensor of the trunk, or has it in another shape.
+    """
     state = load_state(path)
-    own = model.net.state_dict()
-    # slice2.3.weight of lpips is features.3.weight of torchvision.
+    own = trunk.state_dict()
     theirs = {key: "features." + key.partition(".")[2] for key in own}
     wrong = [name for key, name in theirs.items() if name not in state or state[name].shape != own[key].shape]
     if wrong:
         raise WeightsRefused(
-            f"{path} is not torchvision's trunk for lpips {net}: no fitting {', '.join(wrong[:3])}",
-            f"fetch {BACKBONES[net].url}",
+            f"{path} is not torchvision's trunk for {owner}: no fitting {', '.join(wrong[:3])}", f"fetch {url}"
         )
-    model.net.load_state_dict({key: state[name] for key, name in theirs.items()})
-    model = model.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return model  # type: ignore[no-any-return]
+    trunk.load_state_dict({key: state[name] for key, name in theirs.items()})

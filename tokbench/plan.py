@@ -95,9 +95,13 @@ def cut(manifest: Manifest, size: int, limit: int | None) -> tuple[Shard, ...]:
 
 
 def check_columns(specs: Sequence[MetricSpec]) -> None:
-    """Raise UsageError when two metrics write one column."""
+    """Raise UsageError when two metrics write one column or go by one name (the same metric with two sets of options)."""
     owner: dict[str, str] = {}
-    for spec in specs:
+    for index, spec in enumerate(specs):
+        if any(other.name == spec.name for other in specs[:index]):
+            raise UsageError(
+                f"metric {spec.name!r} is asked for twice; options that do not change its name exclude each other"
+            )
         for column in spec.columns:
             if owner.setdefault(column.name, spec.name) != spec.name:
                 raise UsageError(
@@ -140,6 +144,12 @@ def notices(runs: Sequence[Run]) -> list[str]:
         found[
             f"{card.name}: weights under {card.licence}" + (f" ({card.licence_note})" if card.licence_note else "")
         ] = None
+    for run in runs:
+        expected, there = run.suite.expected_samples, len(run.manifest.entries)
+        if run.source is not None and expected not in {None, there}:
+            found[
+                f"{run.suite.name}: {there:,} files where the suite's set has {expected:,}: not comparable with its numbers"
+            ] = None
     for source in (run.source for run in runs if run.source is not None):
         if source.ignored:
             found[f"{source.uri}: {source.ignored} file(s) of other types ignored"] = None

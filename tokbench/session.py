@@ -13,6 +13,8 @@ from tokbench.data import Manifest, Source, manifest, open_source
 from tokbench.errors import NotAvailable, UsageError
 from tokbench.evaluate import BatchSize
 from tokbench.execute import Outcome, Settings, contract_of, work_of
+from tokbench.gallery import NOTHING, Wanted
+from tokbench.keeping import keep_samples
 from tokbench.launch import Reporter, launch, machine_share
 from tokbench.plan import Absent, Opened, Run
 from tokbench.provenance import command_line, provenance
@@ -48,6 +50,7 @@ class Request:
     rerun: Rerun = "failed"
     offline: bool = False
     fail_fast: bool = False
+    keep_samples: Wanted = NOTHING
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         decode_workers=request.decode_workers,
         fail_fast=request.fail_fast,
         argv=tuple(command_line()),
+        keep=request.keep_samples,
     )
     index, count = machine_share(request.shard, os.environ)
     todo = [job for job in plan.jobs(runs, index, count) if _wanted(store, job, request.rerun)]
@@ -139,7 +143,8 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         store.write_status(item, not_run(item, outcome.state, outcome.reason, outcome.fix))
     results, pending = collect(store, runs, provenance(device, settings.argv))
     broken = sum(_counts(outcome) for _, outcome in failed) + sum(r["status"] == "failed" for r in results)
-    return Report(tuple(results), broken, pending, tuple(plan.notices(runs)))
+    kept = keep_samples(store, runs, settings) if request.keep_samples else []
+    return Report(tuple(results), broken, pending, (*plan.notices(runs), *kept))
 
 
 def collect(store: Store, runs: Sequence[Run], about: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -207,8 +212,9 @@ def _open(suite: Suite, request: Request, specs: Sequence[Any]) -> tuple[Opened,
         if request.datasets:
             raise
         # The suite names a place of its own that is not on this machine; an address the user gave would be a mistake.
-        count = f", {suite.expected_samples} images" if suite.expected_samples else ""
-        fix = f"say where it is: `tokbench run -s {suite.name} -d folder:/path/to/the/data`{count}"
+        count = f", {suite.expected_samples:,} files" if suite.expected_samples else ""
+        scheme = suite.dataset.partition(":")[0]
+        fix = f"say where it is: `tokbench run -s {suite.name} -d {scheme}:/path/to/the/data`{count}"
         return opened(Manifest(()), None), Absent("data absent", str(error), fix)
 
 

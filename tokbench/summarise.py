@@ -73,7 +73,7 @@ def head(run: Run) -> dict[str, Any]:
         "suite": run.suite.name,
         "modality": run.suite.modality,
         "board": list(run.suite.board),
-        "dataset": {"uri": _public_uri(run.suite.dataset), "manifest": run.manifest.digest},
+        "dataset": {"uri": public_uri(run.suite.dataset), "manifest": run.manifest.digest},
         "protocol": {"hash": run.protocol.hash, **jsonable(run.protocol)},
         "tokenizer": {
             "name": card.spec.name,
@@ -245,10 +245,18 @@ def timing_summary(timings: Sequence[Timing]) -> dict[str, Any]:
     }
 
 
-def _public_uri(uri: str) -> str:
+def public_uri(uri: str) -> str:
     """Keep the scheme and the last part of a local path, so that results hold no folder of a user's machine."""
     scheme, sign, rest = uri.partition(":")
-    if not sign or scheme in {"folder", "wds"} or len(scheme) == 1:
-        path = rest if sign and len(scheme) > 1 else uri
-        return f"{scheme if sign and len(scheme) > 1 else 'folder'}:{path.rstrip('/').rpartition('/')[2]}"
-    return uri
+    if sign and scheme in {"sample", "hf"}:
+        return uri
+    if not sign or len(scheme) == 1:  # a bare path, or one that begins with a drive
+        scheme, rest = "folder", uri
+    path, mark, query = rest.partition("?")
+    options = "&".join(_last_part(option) for option in query.split("&"))
+    return f"{scheme}:{_last_part(path)}{mark}{options}"
+
+
+def _last_part(text: str) -> str:
+    name, sign, path = text.rpartition("=")
+    return name + sign + path.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -291,7 +291,11 @@ def _from_url(file: WeightFile, cache: Path | None) -> Path:
 
 
 def _url_path(url: str, cache: Path | None) -> Path:
-    name = url.split("?", 1)[0].rstrip("/").rsplit("/", 1)[-1] or "file"
+    place, _, query = url.partition("?")
+    name = place.rstrip("/").rsplit("/", 1)[-1] or "file"
+    # Of an address such as `models?id=v1/net.pt&src=0` the file is in the query, and its suffix says how to read it.
+    inner = query.partition("&")[0].rpartition("/")[2]
+    name = inner if "." not in name and "." in inner else name
     return _cache(cache) / "weights" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
 
 
@@ -378,6 +382,12 @@ def load_state(path: Path, *, inside: Sequence[str] = ()) -> dict[str, Tensor]:
         state = _load_safetensors(path)
     elif path.suffix in _PICKLES:
         state = _load_pickle(path)
+    elif path.suffix == ".jit":
+        raise WeightsRefused(
+            f"{path} is TorchScript, a program, and tokbench never runs code from a weight file",
+            f"where you trust it, `tokbench convert {path} {path.stem}.safetensors` reads it in another process and writes its "
+            f"tensors; name them with `?weights={path.stem}.safetensors`",
+        )
     else:
         known = ", ".join(sorted({".safetensors", *_PICKLES}))
         raise WeightsRefused(
@@ -415,7 +425,7 @@ def _load_pickle(path: Path) -> Any:
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, AttributeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise WeightsRefused(
             f"{path} cannot be read as plain tensors, and tokbench never runs the code inside a pickle: {reason[:300]}",

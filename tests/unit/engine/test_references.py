@@ -136,4 +136,4 @@ def test_a_suite_whose_data_is_not_here_is_a_state_with_the_step_that_mends_it(t
     (result,) = run(Request(suites=(str(suite),), tokenizers=("resize",), output=tmp_path / "out")).results
     assert result["state"] == "data absent"
     assert "-d folder:" in result["fix"]
-    assert "50000 images" in result["fix"]
+    assert "50,000 files" in result["fix"]

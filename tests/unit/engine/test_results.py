@@ -15,6 +15,7 @@ from tokbench.leaderboard import boards, to_csv, to_markdown
 from tokbench.rows import Row, read_rows, statistic, write_rows
 from tokbench.session import Request, run
 from tokbench.store import Store, slug, write_json
+from tokbench.summarise import public_uri
 
 SCHEMA = json.loads((Path(tokbench.__file__).parent / "result.schema.json").read_text())
 
@@ -129,3 +130,20 @@ def test_a_damaged_shard_names_the_directory(tmp_path, mine, pictures, suite_fil
     (planned,) = plan_runs(request)
     with pytest.raises(StoreError, match="is damaged"):
         Store(tmp_path).read_shard(planned, planned.shards[0])
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("sample:image", "sample:image"),
+        ("hf:org/name@main:test", "hf:org/name@main:test"),
+        ("folder:/home/someone/kodak/", "folder:kodak"),
+        ("/home/someone/kodak", "folder:kodak"),
+        ("C:\\Users\\someone\\kodak", "folder:kodak"),
+        ("librispeech:/home/someone/test-clean", "librispeech:test-clean"),
+        ("coco-text:/home/someone/val?truth=/home/someone/a.json&set=val", "coco-text:val?truth=a.json&set=val"),
+        ("wds:/home/someone/shard-{000..012}.tar", "wds:shard-{000..012}.tar"),
+    ],
+)
+def test_results_hold_no_folder_of_the_machine(uri: str, shown: str) -> None:
+    assert public_uri(uri) == shown

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tokbench.data import Item
+from tokbench.errors import UsageError
 from tokbench.evaluate import evaluate
+from tokbench.plan import check_columns
 from tokbench.ratios import ratio
 from tokbench.reconstruct import Engine
 from tokbench.registry import build_metric, build_tokenizer, expand
@@ -158,3 +160,9 @@ def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says() -> None:
 
 def _rows(root: Path) -> list[Any]:
     return [row for path in sorted(root.glob("*/*/*/rows.parquet")) for row in read_rows(path)]
+
+
+def test_one_metric_with_two_sets_of_options_is_refused() -> None:
+    specs = [build_metric(BRIGHT).spec, build_metric(BRIGHT).spec]
+    with pytest.raises(UsageError, match="'bright' is asked for twice"):
+        check_columns(specs)
