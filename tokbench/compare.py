@@ -12,8 +12,9 @@ import numpy as np
 
 from tokbench.entries import Entry, entries
 from tokbench.errors import StoreError, UnknownName, UsageError
-from tokbench.paired import RESAMPLES, Difference, holm, mean_difference
+from tokbench.paired import RESAMPLES, Difference, holm, mean_difference, ratio_difference
 from tokbench.rows import Row, read_rows
+from tokbench.subsets import SubsetDifference, subset_differences
 
 Verdict = Literal["same", "better", "unclear", "worse", "changed", "lost"]
 
@@ -154,8 +155,10 @@ class ColumnReport:
         verdict: `worse` and `lost` fail the gate where `judged`; `unclear`: the interval reaches over the tolerance, so
             neither a loss nor equality is shown; `changed`: differs, and nothing says which way is better or how sure.
         tolerance: What was allowed, in the column's unit.
-        p: Holm-adjusted p-value of "no worse than the tolerance"; None for columns without rows.
+        ci95: Of the difference; of rFID and its like, of the difference on subsets that `note` describes.
+        p: Holm-adjusted p-value of "no worse than the tolerance"; None for columns without an interval.
         lost: Rows with a value in the base and none in the candidate.
+        ratio: The (above, below) row columns of a ratio of sums, or of a mean of such ratios.
     """
 
     column: str
@@ -173,6 +176,7 @@ class ColumnReport:
     verdict: Verdict
     judged: bool
     note: str = ""
+    ratio: tuple[tuple[str, str], ...] = ()
 
     @property
     def fails(self) -> bool:
@@ -212,6 +216,8 @@ class PairReport:
         failed: Keys that succeeded in the base and fail in the candidate.
         problems: Why the pair fails beside its columns.
         changes: What else is not the same: weights, options, versions, device.
+        worst: The samples that lost most in each judged column.
+        places: The two directories that were compared.
     """
 
     base: str
@@ -227,6 +233,13 @@ class PairReport:
     problems: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    places: tuple[str, str] = ("", "")
+
+    @property
+    def regressed(self) -> tuple[WorstRow, ...]:
+        """Return those of `worst` whose column fails the gate."""
+        failing = {column.column for column in self.columns if column.fails}
+        return tuple(row for row in self.worst if row.column in failing)
 
     @property
     def verdict(self) -> Literal["fine", "worse", "not comparable"]:
@@ -275,7 +288,7 @@ def compare(
         gate: What decides.
         columns: Only these columns or metrics; empty: all.
         suites: Only these suites; empty: all.
-        worst: Rows to list for each column that got worse.
+        worst: Rows to list for each judged column.
         resamples: Of the bootstrap; None takes the default.
 
     Raises:
@@ -287,10 +300,7 @@ def compare(
     adjusted = dict(zip(tested, holm([drafts[d].tests[i].p for d, i in tested]), strict=True))
     reports = []
     for d, draft in enumerate(drafts):
-        tests = [
-            _decide(item, adjusted.get((d, i), item.p)) if item.difference is not None else item.report
-            for i, item in enumerate(draft.tests)
-        ]
+        tests = [_decided(item, adjusted.get((d, i), item.p)) for i, item in enumerate(draft.tests)]
         reports.append(draft.finish(tuple(tests), worst))
     if gate.columns:
         seen = {column.column for pair in reports for column in pair.columns}
@@ -338,6 +348,7 @@ class _Test:
     difference: Difference | None = None
     index: int = 0
     max_lost: int = 0
+    subsets: SubsetDifference | None = None
 
 
 @dataclass(frozen=True)
@@ -347,8 +358,7 @@ class _Draft:
     paired: tuple[tuple[Row, Row], ...] = ()
 
     def finish(self, columns: tuple[ColumnReport, ...], worst: int) -> PairReport:
-        bad = [column for column in columns if column.fails]
-        rows = tuple(row for column in bad for row in worst_rows(self.paired, column, worst))
+        rows = tuple(row for column in columns if column.judged for row in worst_rows(self.paired, column, worst))
         return replace(self.report, columns=columns, worst=rows)
 
 
@@ -357,10 +367,21 @@ def worst_rows(paired: Sequence[tuple[Row, Row]], column: ColumnReport, count: i
     sign = -1.0 if column.higher_is_better else 1.0
     found = []
     for old, new in paired:
-        before, after = old.values.get(column.column), new.values.get(column.column)
+        before, after = (_row_value(row, column) for row in (old, new))
         if before is not None and after is not None and sign * (after - before) > 0:
             found.append(WorstRow(column.column, old.key, before, after))
     return sorted(found, key=lambda row: (-sign * (row.candidate - row.base), row.key))[:count]
+
+
+def _row_value(row: Row, column: ColumnReport) -> float | None:
+    if not column.ratio:
+        return row.values.get(column.column)
+    shares = [
+        above / below
+        for above, below in ((row.values.get(a), row.values.get(b)) for a, b in column.ratio)
+        if above is not None and below
+    ]
+    return math.fsum(shares) / len(shares) if shares else None
 
 
 def differing(base: Mapping[str, Any], candidate: Mapping[str, Any], columns: Sequence[str] = ()) -> list[str]:
@@ -410,7 +431,8 @@ def _draft(left: Entry, right: Entry, gate: Gate, columns: Sequence[str], resamp
         [] if refused else [f"{path.name} is missing beside {path.parent.name}" for path in rows if not path.exists()]
     )
     if refused:
-        return _Draft(PairReport(left.name, right.name, suite, refused=tuple(refused)))
+        places = (str(left.place), str(right.place))
+        return _Draft(PairReport(left.name, right.name, suite, refused=tuple(refused), places=places))
     old, new = ({row.key: row for row in _rows(path)} for path in rows)
     failed = tuple(
         key for key, row in sorted(old.items()) if row.status == "ok" and (key not in new or new[key].status != "ok")
@@ -430,8 +452,9 @@ def _draft(left: Entry, right: Entry, gate: Gate, columns: Sequence[str], resamp
     if _passed(base) and _passed(candidate) is False:
         problems.append("the candidate fails the contract, the base did not")
     notes = []
-    if gate.columns is None and any(cell["where"] == "corpus" for cell in base["metrics"].values()):
-        notes.append("columns without rows (no interval) decide only when a gate names them")
+    tests = tuple(_tests(left, right, paired, gate, columns, resamples))
+    if gate.columns is None and any(not test.judged and test.report.higher_is_better is not None for test in tests):
+        notes.append("numbers of the whole set without an interval decide only when a gate names them")
     speed, why = _speed(base, candidate, gate)
     if why:
         notes.append(f"speed not compared: {why}")
@@ -448,8 +471,9 @@ def _draft(left: Entry, right: Entry, gate: Gate, columns: Sequence[str], resamp
         problems=tuple(problems),
         changes=tuple(_changes(base, candidate)),
         notes=tuple(notes),
+        places=(str(left.place), str(right.place)),
     )
-    return _Draft(report, tuple(_tests(base, candidate, paired, gate, columns, resamples)), paired)
+    return _Draft(report, tests, paired)
 
 
 def _rows(path: Path) -> list[Row]:
@@ -460,16 +484,16 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _tests(
-    base: Mapping[str, Any],
-    candidate: Mapping[str, Any],
+    left: Entry,
+    right: Entry,
     paired: Sequence[tuple[Row, Row]],
     gate: Gate,
     only: Sequence[str],
     resamples: int | None,
 ) -> list[_Test]:
     cells = {
-        column: (cell, candidate["metrics"].get(column))
-        for column, cell in base["metrics"].items()
+        column: (cell, right.result["metrics"].get(column))
+        for column, cell in left.result["metrics"].items()
         if not only or column in only or cell["metric"] in only
     }
     wanted = [column for column in cells if _shown(column, cells[column][0], gate, only)]
@@ -485,20 +509,60 @@ def _tests(
         difference = mean_difference(
             table, groups=groups, above=bounds, below=-bounds, resamples=resamples or RESAMPLES
         )
+    directed = [
+        column for column in wanted if column not in rowwise and cells[column][0]["higher_is_better"] is not None
+    ]
+    subsets = subset_differences(left.place, right.place, [c for c in directed if not cells[c][0].get("ratio")])
     tests = []
     for column in wanted:
         cell, other = cells[column]
-        lost = sum(1 for old, new in paired if old.values.get(column) is not None and new.values.get(column) is None)
-        judged = _judged(column, cell, gate)
-        blank = _blank(column, cell, other, lost, _tolerance(column, cell, gate), judged)
-        if column not in rowwise or difference is None:
-            tests.append(_Test(_corpus(blank)))
-            continue
-        index = rowwise.index(column)
-        p = difference.p_below if cell["higher_is_better"] else difference.p_above
-        limit = (gate.columns or {}).get(column)
-        tests.append(_Test(blank, judged, float(p[index]), difference, index, 0 if limit is None else limit.max_lost))
+        blank = _blank(column, cell, other, _lost(paired, column, cell), _tolerance(column, cell, gate))
+        found, index = difference, rowwise.index(column) if column in rowwise else 0
+        if column not in rowwise:
+            found = _ratio(blank, paired, groups, resamples) if blank.ratio and paired else None
+        on_subsets = subsets.get(column)
+        has_interval = found is not None or isinstance(on_subsets, SubsetDifference)
+        judged = (
+            column in gate.columns if gate.columns is not None else has_interval and blank.higher_is_better is not None
+        )
+        blank = replace(blank, judged=judged)
+        if found is not None:
+            p = found.p_below if cell["higher_is_better"] else found.p_above
+            limit = (gate.columns or {}).get(column)
+            tests.append(_Test(blank, judged, float(p[index]), found, index, 0 if limit is None else limit.max_lost))
+        elif isinstance(on_subsets, SubsetDifference) and blank.candidate is not None:
+            sign = -1 if cell["higher_is_better"] else 1
+            p_value = on_subsets.p_beyond(sign * blank.tolerance, sign)
+            tests.append(_Test(blank, judged, p_value, subsets=on_subsets))
+        else:
+            tests.append(_Test(_corpus(blank, on_subsets if isinstance(on_subsets, str) else "no rows")))
     return tests
+
+
+def _lost(paired: Sequence[tuple[Row, Row]], column: str, cell: Mapping[str, Any]) -> int:
+    names = {name for part in cell.get("ratio") or () for name in part} or {column}
+    return sum(
+        any(old.values.get(name) is not None and new.values.get(name) is None for name in names) for old, new in paired
+    )
+
+
+def _ratio(
+    blank: ColumnReport, paired: Sequence[tuple[Row, Row]], groups: Sequence[str], resamples: int | None
+) -> Difference | None:
+    """Bootstrap the difference of a column that is a ratio of two row columns' sums, or a mean of such ratios."""
+
+    def number(row: Row, name: str) -> float:
+        value = row.values.get(name)
+        return math.nan if value is None else value
+
+    tables = [
+        np.array([[number(row, name) for row in pair for name in part] for pair in paired], np.float64)
+        for part in blank.ratio
+    ]
+    found = ratio_difference(
+        tables, groups=groups, above=blank.tolerance, below=-blank.tolerance, resamples=resamples or RESAMPLES
+    )
+    return None if math.isnan(float(found.mean[0])) else found
 
 
 def _shown(column: str, cell: Mapping[str, Any], gate: Gate, only: Sequence[str]) -> bool:
@@ -506,12 +570,6 @@ def _shown(column: str, cell: Mapping[str, Any], gate: Gate, only: Sequence[str]
     if named and column in (gate.columns or {}) and cell["higher_is_better"] is None:
         raise UsageError(f"the gate names {column}, and neither direction of it is better; gate another column")
     return named or (bool(cell["level"]) and (cell["value"] is not None))
-
-
-def _judged(column: str, cell: Mapping[str, Any], gate: Gate) -> bool:
-    if gate.columns is not None:
-        return column in gate.columns
-    return cell["higher_is_better"] is not None and cell["where"] == "row"
 
 
 def _tolerance(column: str, cell: Mapping[str, Any], gate: Gate) -> float:
@@ -524,7 +582,7 @@ def _gap(old: float | None, new: float | None) -> float:
 
 
 def _blank(
-    column: str, cell: Mapping[str, Any], other: Mapping[str, Any] | None, lost: int, tolerance: float, judged: bool
+    column: str, cell: Mapping[str, Any], other: Mapping[str, Any] | None, lost: int, tolerance: float
 ) -> ColumnReport:
     before, after = cell["value"], None if other is None else other["value"]
     return ColumnReport(
@@ -541,17 +599,18 @@ def _blank(
         tolerance=tolerance,
         p=None,
         verdict="same",
-        judged=judged,
+        judged=False,
+        ratio=tuple((str(above), str(below)) for above, below in cell.get("ratio") or ()),
     )
 
 
-def _corpus(blank: ColumnReport) -> ColumnReport:
-    """Judge a number of the whole set: by tolerance alone."""
+def _corpus(blank: ColumnReport, why: str) -> ColumnReport:
+    """Judge a number of the whole set: by tolerance alone; `why` there is no interval."""
     if blank.base is not None and blank.candidate is None:
         return replace(blank, verdict="lost", note="the candidate has no value")
     if blank.difference is None:
         return replace(blank, verdict="same" if blank.base is blank.candidate else "changed")
-    return replace(blank, verdict=_by_value(blank, blank.difference, blank.difference), note="no rows")
+    return replace(blank, verdict=_by_value(blank, blank.difference, blank.difference), note=why)
 
 
 def _by_value(column: ColumnReport, low: float, high: float) -> Verdict:
@@ -563,6 +622,25 @@ def _by_value(column: ColumnReport, low: float, high: float) -> Verdict:
     sign = 1.0 if column.higher_is_better else -1.0
     best, least = max(sign * low, sign * high), min(sign * low, sign * high)
     return "better" if least > column.tolerance else "worse" if best < -column.tolerance else "unclear"
+
+
+def _decided(test: _Test, p: float) -> ColumnReport:
+    if test.subsets is not None:
+        return _decide_on_subsets(test, test.subsets, p)
+    return test.report if test.difference is None else _decide(test, p)
+
+
+def _decide_on_subsets(test: _Test, found: SubsetDifference, p: float) -> ColumnReport:
+    low, high = found.ci95
+    verdict = _by_value(test.report, low, high)
+    if verdict == "worse" and test.judged and p > LEVEL:
+        verdict = "unclear"
+    if p <= LEVEL:
+        verdict = "worse"
+    mean = f"{found.mean:+.{test.report.decimals}f}"
+    which = f"{found.draws} subsets of {found.size} of {found.pool} samples, the same on both sides"
+    note = f"interval: of {mean}, the mean over {which}"
+    return replace(test.report, ci95=(low, high), n=found.pool, p=p, verdict=verdict, note=note)
 
 
 def _decide(test: _Test, p: float) -> ColumnReport:

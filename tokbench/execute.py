@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from tokbench.data import DecodePool, Manifest, Source
 from tokbench.device import DTYPES
 from tokbench.errors import NotAvailable, TokbenchError
 from tokbench.evaluate import BatchSize, ShardResult, applies, evaluate
+from tokbench.gallery import FOLDER, NOTHING, SIZE_CAP, Keeper, Wanted
 from tokbench.plan import Job, Run, Shard, absent
 from tokbench.provenance import provenance, utc_now
 from tokbench.reconstruct import Engine
@@ -36,6 +37,7 @@ class Settings:
         argv: The command line, for provenance.
         processes: That do jobs at the same time on this machine.
         expected_rows: Of all jobs together, about.
+        keep: Rows whose original and reconstruction are written beside the result.
     """
 
     output: Path
@@ -46,6 +48,7 @@ class Settings:
     argv: tuple[str, ...] = ()
     processes: int = 1
     expected_rows: int = 0
+    keep: Wanted = NOTHING
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,10 @@ class Worker:
         kept = reference_keys(run, work.shard, metrics, settings.device)
         readers = {metrics[name].spec.name: key for name, key in kept.items() if isinstance(metrics[name], Reading)}
         read = {name: store.read_readings(key) for name, key in readers.items()}
+        keep = None
+        if settings.keep:
+            share = (work.shard.stop - work.shard.start) / run.shards[-1].stop
+            keep = Keeper(store.run_dir(run) / FOLDER, settings.keep, int(SIZE_CAP * share))
 
         def evaluated(references: Mapping[str, State], told: Callable[[int], None] | None) -> ShardResult:
             return evaluate(
@@ -150,6 +157,7 @@ class Worker:
                 references=references,
                 readings=read,
                 pool=self.rows,
+                keep=keep,
             )
 
         known = {name: state for name, key in kept.items() if (state := store.read_reference(key)) is not None}
@@ -170,6 +178,21 @@ class Worker:
             "provenance": provenance(settings.device, settings.argv),
         }
         store.write_shard(run, work.shard, result, about)
+
+    def keep(self, work: Work, files: Sequence[str], keys: Sequence[str]) -> None:
+        """Reconstruct some files again and keep the rows `keys` of them; no metric runs. The caller settles the folder."""
+        run, settings = work.run, self.settings
+        engine = Engine(settings.device, run.protocol.dtype, run.protocol.seed)
+        keeper = Keeper(Store(settings.output).run_dir(run) / FOLDER, Wanted(0, tuple(keys)))
+        evaluate(
+            self._tokenizer(run, engine),
+            self.pool.stream(work.source, files, run.protocol.prepare),
+            {},
+            run.protocol,
+            engine=engine,
+            batch_size=settings.batch_size,
+            keep=keeper,
+        )
 
     def _tokenizer(self, run: Run, engine: Engine) -> Tokenizer:
         key = digest({"key": contract_key(run), "engine": engine})

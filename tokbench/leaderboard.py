@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +23,7 @@ from tokbench.published import (
     ReportedValue,
 )
 from tokbench.ranks import Rank, group_of, ranks
-from tokbench.spec import Modality, canonical_json
+from tokbench.spec import Modality
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,10 +66,15 @@ class Board:
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     places: Mapping[str, Path] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def mixed(self) -> bool:
         """Tell whether published numbers stand on the board, so that a column must say which is which."""
         return any(row["status"] == "reported" for row in self.rows)
+
+    @cached_property
+    def timed(self) -> bool:
+        """Tell whether a row was measured: published numbers have no speed."""
+        return any(row["status"] != "reported" for row in self.rows)
 
     @property
     def title(self) -> str:
@@ -120,22 +127,23 @@ def _board(suite: str, protocol: str, results: Sequence[Mapping[str, Any]]) -> B
     return Board(suite, results[0]["modality"], protocol, _columns(rows), tuple(rows), tuple(notes))
 
 
-def _metric_entries(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _metric_entries(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return metric name -> the settings most rows have (the highest version first)."""
     seen: dict[str, Counter[tuple[int, str]]] = {}
     for result in results:
         if result["status"] != "complete":
             continue
         for name, entry in result["protocol"]["metrics"].items():
-            seen.setdefault(name, Counter())[int(entry["version"]), canonical_json(entry)] += 1
-    return {name: max(counts, key=lambda item: (item[0], counts[item], item[1]))[1] for name, counts in seen.items()}
+            seen.setdefault(name, Counter())[int(entry["version"]), json.dumps(entry, sort_keys=True)] += 1
+    most = {name: max(counts, key=lambda item: (item[0], counts[item], item[1]))[1] for name, counts in seen.items()}
+    return {name: json.loads(text) for name, text in most.items()}
 
 
-def _comparable(row: Mapping[str, Any], entries: Mapping[str, str], notes: list[str]) -> Mapping[str, Any]:
+def _comparable(row: Mapping[str, Any], entries: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
     if "metrics" not in row:
         return row
     mine = row["protocol"]["metrics"]
-    other = sorted(name for name, entry in mine.items() if canonical_json(entry) != entries.get(name))
+    other = sorted(name for name, entry in mine.items() if entry != entries.get(name))
     if not other:
         return row
     notes.append(f"{row['tokenizer']['name']}: {', '.join(other)} has another version or settings and is not shown")
@@ -217,7 +225,9 @@ def default_spec(board: Board) -> BoardSpec:
         name
         for row in board.rows
         for name, cell in row.get("metrics", {}).items()
-        if cell["where"] == "row" and cell["higher_is_better"] is not None and cell["metric"] != "rate"
+        if (cell["where"] == "row" or cell.get("ratio"))
+        and cell["higher_is_better"] is not None
+        and cell["metric"] != "rate"
     }
     quality = [column for column in board.columns if column in rowwise and column not in _RATES]
     return BoardSpec(
@@ -348,7 +358,7 @@ def to_frame(board: Board) -> pd.DataFrame:
                 record[f"{column}_upper"] = cell["upper"]
             if cell is not None and "measured_difference" in cell:
                 record[f"{column}_measured_difference"] = cell["measured_difference"]
-            if cell is not None and cell["where"] == "row":
+            if cell is not None and (cell["where"] == "row" or cell["ci95"] is not None):
                 record |= {f"{column}_ci_low": interval[0], f"{column}_ci_high": interval[1], f"{column}_n": cell["n"]}
         timing = row.get("timing", {})
         record |= {name: timing.get(name) for name in _TIMES}
@@ -401,13 +411,8 @@ def to_table(board: Board) -> Table:
 
 def _header(board: Board) -> list[str]:
     origin = ["origin"] if board.mixed else []
-    speed = ["enc/s", "dec/s"] if _timed(board) else []
+    speed = ["enc/s", "dec/s"] if board.timed else []
     return ["tokenizer", *origin, *(_heading(board, column) for column in board.columns), *speed]
-
-
-def _timed(board: Board) -> bool:
-    """Tell whether a row was measured: published numbers have no speed."""
-    return any(row["status"] != "reported" for row in board.rows)
 
 
 def _heading(board: Board, column: str) -> str:
@@ -428,7 +433,7 @@ def _texts(board: Board, row: Mapping[str, Any]) -> list[str]:
         return [
             source,
             *(_cell_text(row["metrics"].get(column)) for column in board.columns),
-            *([""] * 2 * _timed(board)),
+            *([""] * 2 * board.timed),
         ]
     if row["status"] != "complete":
         why = row.get("state", row["status"])

@@ -4,54 +4,65 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from tokbench import __version__
 from tokbench.bdrate import FEWEST, bd_rate
+from tokbench.gallery import FOLDER
 from tokbench.leaderboard import Board, codebook
+from tokbench.markup import render, script_json
+from tokbench.pictures import BUDGET, Media, gallery
 from tokbench.plots import MOST_POINTS, Point, scatter
 from tokbench.ranks import group_of
 
 _KINDS = {"none": "reference", "": "not stated"}
 
 
-def to_html(found: Sequence[Board], title: str = "tokbench leaderboards") -> str:
-    """Return the page.
+def to_html(found: Sequence[Board], title: str = "tokbench leaderboards", *, budget: int = BUDGET) -> str:
+    """Return the page, with the kept samples of measured rows in up to `budget` bytes, shared between the boards.
 
     Names, keys and reasons come from anywhere: text reaches the page through Jinja's escaping, through JSON whose `<`, `>`
     and `&` are written as escapes, and from there through `textContent` only. A content security policy forbids the rest.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    folder = resources.files("tokbench").joinpath("templates")
-
-    def text(name: str) -> str:
-        return folder.joinpath(name).read_text(encoding="utf-8")
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    boards = [_section(index, board) for index, board in enumerate(found)]
-    return environment.from_string(text("boards.html.j2")).render(
-        title=title,
-        version=__version__,
-        boards=boards,
-        style=text("boards.css"),
-        script=text("boards.js"),
-        data=_script_json([_data(board) for board in found]),
-    )
-
-
-def _script_json(value: object) -> str:
-    """Return JSON that may stand inside a script element, whatever strings it holds."""
-    dumped = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    table: dict[str, str | int | None] = {
-        "<": "\\u003c",
-        ">": "\\u003e",
-        "&": "\\u0026",
-        "\u2028": "\\u2028",
-        "\u2029": "\\u2029",
+    media = Media(budget)
+    galleries = _galleries(found, media)
+    data = [
+        {**_data(board), **({"gallery": shown} if shown else {})} for board, shown in zip(found, galleries, strict=True)
+    ]
+    sections = [
+        {**_section(index, board), "gallery": shown}
+        for index, (board, shown) in enumerate(zip(found, galleries, strict=True))
+    ]
+    values = {
+        "title": title,
+        "version": __version__,
+        "boards": sections,
+        "data": script_json(data),
+        "media": script_json(media.uris),
     }
-    return dumped.translate(str.maketrans(table))
+    return render("boards.html.j2", ("boards.css", "viewer.css"), ("viewer.js", "boards.js"), values)
+
+
+def _galleries(found: Sequence[Board], media: Media) -> list[dict[str, Any] | None]:
+    """Return what each board shows of kept samples; what one board does not use goes to those behind it."""
+    out: list[dict[str, Any] | None] = []
+    with_samples = sum(any((place / FOLDER).is_dir() for place in board.places.values()) for board in found)
+    for board in found:
+        columns = {}
+        for column in board.columns:
+            cell = next((row["metrics"][column] for row in board.rows if column in row.get("metrics", {})), None)
+            if cell is not None and cell["where"] == "row" and cell["higher_is_better"] is not None:
+                columns[column] = (cell["unit"], int(cell["decimals"]))
+        complete = [row["tokenizer"] for row in board.rows if row["status"] == "complete"]
+        # References (`resize`) last: they are the least worth a look.
+        names = [str(about["name"]) for about in sorted(complete, key=lambda about: about["kind"] == "none")]
+        places = {name: board.places[name] for name in names if name in board.places}
+        if not any((place / FOLDER).is_dir() for place in places.values()):
+            out.append(None)
+            continue
+        out.append(gallery(places, columns, media, (media.budget - media.used) // max(1, with_samples)))
+        with_samples -= 1
+    return out
 
 
 def _section(index: int, board: Board) -> dict[str, Any]:

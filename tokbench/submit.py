@@ -14,6 +14,7 @@ from typing import Any
 
 from tokbench.entries import Entry
 from tokbench.errors import StoreError, UsageError
+from tokbench.gallery import FOLDER, Kept, kept_samples, write_index
 from tokbench.rows import Row, read_rows, statistic
 from tokbench.spec import jsonable
 from tokbench.store import slug
@@ -21,6 +22,9 @@ from tokbench.suite import load_suites
 
 SIZE_CAP = 10_000_000
 """Bytes a contributed result may have: rows of 50,000 samples fit, pictures do not."""
+
+SAMPLES_CAP = 1_000_000
+"""Bytes of kept samples that go with a contributed result: four pairs of 256x256."""
 
 _FILES = ("result.json", "rows.parquet")
 _FOLDER = re.compile(r"(?<![\w:/.\\~-])(?:/(?:[\w.+-]+/)+[\w.+-]*|[A-Za-z]:\\[^\s\"]+|~/[^\s\"]+)")
@@ -51,6 +55,8 @@ def problems(entry: Entry) -> list[str]:
 def pack(entry: Entry, to: Path) -> Path:
     """Copy a result that has no problems to `to/<tokenizer>/<suite>@<protocol>/<key>/` and return that directory.
 
+    Of its kept samples go those that `packed_samples` says; ones that lay there are replaced.
+
     Raises:
         StoreError: The result has problems; the message lists them.
     """
@@ -63,7 +69,30 @@ def pack(entry: Entry, to: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
         shutil.copyfile(entry.place / name, place / name)
+    shutil.rmtree(place / FOLDER, ignore_errors=True)
+    samples = packed_samples(entry)
+    if samples:
+        (place / FOLDER).mkdir()
+        for kept in samples:
+            for name in (kept.original, kept.reconstruction):
+                shutil.copyfile(entry.place / FOLDER / name, place / FOLDER / name)
+        write_index(place / FOLDER, samples)
     return place
+
+
+def packed_samples(entry: Entry) -> list[Kept]:
+    """Return the kept samples that go with a contributed result: in the order of their keys' hash while they fit the cap.
+
+    The pictures are the dataset's: whoever contributes them must be allowed to.
+    """
+    out: list[Kept] = []
+    size = 0
+    for kept in kept_samples(entry.place):
+        size += sum((entry.place / FOLDER / name).stat().st_size for name in (kept.original, kept.reconstruction))
+        if size > SAMPLES_CAP:
+            break
+        out.append(kept)
+    return out
 
 
 def _schema(result: Mapping[str, Any]) -> list[str]:

@@ -298,6 +298,24 @@ class Bounding(Protocol):
 
 
 @runtime_checkable
+class Subsets(Protocol):
+    """A corpus metric of one column that can be computed of some of its samples, for the intervals of `tokbench compare`.
+
+    While its state holds features row by row, they are called `reference/row/NAME` and `reconstruction/row/NAME`; both sides
+    of a sample have one NAME.
+    """
+
+    @property
+    def spec(self) -> MetricSpec: ...
+
+    def on_subsets(
+        self, reference: FloatArray, reconstruction: FloatArray, subsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the column for each of (R, m) choices of m among N samples, given their (N, d) features: (R,)."""
+        ...
+
+
+@runtime_checkable
 class Fetching(Protocol):
     """A metric that needs weights: `fetch` downloads those that are absent, unless `offline`, before its spec is read."""
 

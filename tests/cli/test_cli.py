@@ -62,6 +62,7 @@ def test_an_unknown_name_says_what_is_near_and_exits_2(small_run) -> None:
         (["-t", "jpeg", "--shard", "3/2"], "--shard 3/2: the index runs from 0 to 1"),
         (["-t", "jpeg", "--device", "cuda:77"], "--device cuda:77: this machine has"),
         (["-t", "opus"], "nothing to run: opus"),
+        (["-t", "jpeg", "--keep-samples", "some"], "--keep-samples some: give a number, all, or key=KEY"),
         (["-t", "nowhere.py:Class"], "nowhere.py: no such file"),
     ],
 )
@@ -89,6 +90,22 @@ def test_run_prints_a_board_and_leaderboard_writes_it(small_run, tokbench_cli, m
         float(by_name["mine"]["psnr_ci_low"]) < float(by_name["mine"]["psnr"]) < float(by_name["mine"]["psnr_ci_high"])
     )
     assert "| mine |" in (tmp_path / "board" / "leaderboard.md").read_text()
+
+
+def test_samples_are_kept_when_asked_for_and_shown_on_the_page(small_run, tokbench_cli, tmp_path: Path) -> None:
+    assert small_run("-t", "jpeg?quality=10").returncode == 0
+    assert list((tmp_path / "store").rglob("samples.json")) == []
+    done = small_run("-t", "jpeg?quality=10", "--keep-samples", "2", "--keep-samples", "key=nothing")
+    assert done.returncode == 0
+    assert "--keep-samples key=nothing: no run has a row of that key" in done.stderr
+    (index,) = (tmp_path / "store").rglob("samples.json")
+    assert len(json.loads(index.read_text())["samples"]) == 2
+    pages = []
+    for megabytes in ("8", "0"):
+        words = ("leaderboard", "-o", str(tmp_path / "store"), "--html", "--samples", megabytes)
+        assert tokbench_cli(*words).returncode == 0
+        pages.append((tmp_path / "store" / "leaderboard.html").read_text())
+    assert ["data:image/webp" in page for page in pages] == [True, False]
 
 
 def test_absent_weights_are_a_row_with_the_command_that_mends_it(small_run) -> None:

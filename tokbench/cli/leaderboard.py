@@ -27,6 +27,10 @@ def leaderboard(
     ] = None,
     html: Annotated[bool, typer.Option("--html", help="Also write leaderboard.html.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Write the HTML and show it on a local port.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="For --serve; 0: a free one.")] = 0,
+    samples: Annotated[
+        float, typer.Option("--samples", min=0, help="Megabytes of kept samples the HTML may hold; 0: none.")
+    ] = 8.0,
     suite: options.Suites = None,
     as_json: options.Json = False,
 ) -> None:
@@ -50,7 +54,7 @@ def leaderboard(
     if html or serve:
         from tokbench.page import to_html
 
-        files["leaderboard.html"] = to_html(found)
+        files["leaderboard.html"] = to_html(found, budget=int(samples * 1e6))
     for name, text in files.items():
         write_text(place / name, text)
     if as_json:
@@ -59,7 +63,7 @@ def leaderboard(
         _print([board for board in found if board.protocol])
     typer.echo(f"wrote {', '.join(str(place / name) for name in files)}", err=True)
     if serve:
-        _serve(place / "leaderboard.html")
+        _serve(place / "leaderboard.html", port)
 
 
 def collect(stores: list[Path], declared: Path | None, suites: list[str]) -> tuple[list[Board], list[object]]:
@@ -93,23 +97,18 @@ def _print(found: list[Board]) -> None:
             typer.echo(f"  {note}", err=True)
 
 
-def _serve(path: Path) -> None:
-    """Serve one file on a free port of this machine until interrupted."""
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+def _serve(path: Path, port: int) -> None:
+    """Serve one file on this machine until interrupted."""
+    from tokbench.cli.serving import PageServer
+    from tokbench.errors import UsageError
 
-    body = path.read_bytes()
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            del format, args
-
-    with HTTPServer(("127.0.0.1", 0), Page) as server:
-        typer.echo(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", err=True)
-        server.serve_forever()
+    try:
+        server = PageServer(path.read_bytes(), port)
+    except OSError as error:
+        raise UsageError(f"--port {port}: {(error.strerror or str(error)).lower()}; 0 takes a free one") from error
+    with server:
+        typer.echo(f"{server.url} (Ctrl-C ends it)", err=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("", err=True)

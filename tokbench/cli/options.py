@@ -104,6 +104,13 @@ Offline = Annotated[
 FailFast = Annotated[
     bool, typer.Option("--fail-fast", envvar="TOKBENCH_FAIL_FAST", help="Stop at the first failed sample.")
 ]
+KeepSamples = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-samples", envvar="TOKBENCH_KEEP_SAMPLES",
+        help="Keep originals and reconstructions of N rows (the same for every tokenizer), of all, or of key=KEY; repeat.",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 

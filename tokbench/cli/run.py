@@ -33,6 +33,7 @@ def run(
     rerun: options.RerunText = "failed",
     offline: options.Offline = False,
     fail_fast: options.FailFast = False,
+    keep_samples: options.KeepSamples = None,
     as_json: options.Json = False,
     config: options.Config = None,
 ) -> None:
@@ -41,7 +42,7 @@ def run(
     request = make_request(
         tokenizer=tokenizer, suite=suite, dataset=dataset, metric=metric, output=output, limit=limit, device=device,
         dtype=dtype, batch_size=batch_size, seed=seed, workers=workers, decode_workers=decode_workers, shard=shard,
-        shard_size=shard_size, rerun=rerun, offline=offline, fail_fast=fail_fast,
+        shard_size=shard_size, rerun=rerun, offline=offline, fail_fast=fail_fast, keep_samples=keep_samples,
     )  # fmt: skip
     from tokbench.cli.progress import Progress
     from tokbench.session import run as run_session
@@ -87,6 +88,7 @@ def make_request(
     rerun: str,
     offline: bool,
     fail_fast: bool,
+    keep_samples: list[str] | None = None,
 ) -> Request:
     """Check the options and build the request.
 
@@ -99,6 +101,7 @@ def make_request(
     ):
         if value not in choices:
             raise UsageError(f"{option} {value}: choose {', '.join(choices)}")
+    from tokbench.gallery import parse_wanted
     from tokbench.session import Request, Rerun
 
     return Request(
@@ -119,6 +122,7 @@ def make_request(
         rerun=cast("Rerun", rerun),
         offline=offline,
         fail_fast=fail_fast,
+        keep_samples=parse_wanted(keep_samples or ()),
     )
 
 

@@ -13,9 +13,13 @@ def submit(
     to: Annotated[Path, typer.Option("--to", help="Where results are collected.")] = Path("leaderboards/results"),
     check: Annotated[bool, typer.Option("--check", help="Only say what is wrong; copy nothing.")] = False,
 ) -> None:
-    """Validate results (schema, protocol, coverage, size, no folders or user names) and copy them. Exit 1: some may not."""
+    """Validate results (schema, protocol, coverage, size, no folders or user names) and copy them. Exit 1: some may not.
+
+    A few kept samples (`tokbench run --keep-samples`) go with them, for the boards' galleries.
+    """
     from tokbench.compare import find
-    from tokbench.submit import pack, problems
+    from tokbench.gallery import kept_samples
+    from tokbench.submit import SAMPLES_CAP, pack, packed_samples, problems
 
     failed = False
     for text in results:
@@ -28,7 +32,13 @@ def submit(
             failed |= bool(wrong)
             for line in wrong:
                 typer.echo(f"{name}: {line}", err=True)
-            if not wrong:
-                typer.echo(f"{name}: fine" if check else str(pack(entry, to)))
+            if wrong:
+                continue
+            typer.echo(f"{name}: fine" if check else str(pack(entry, to)))
+            kept, packed = len(kept_samples(entry.place)), len(packed_samples(entry))
+            if kept:
+                cap = f"; {SAMPLES_CAP / 1e6:g} MB are the most" if packed < kept else ""
+                licence = "they are the dataset's: see that its licence lets you publish them"
+                typer.echo(f"{name}: {packed} of {kept} kept samples go with it{cap} ({licence})", err=True)
     if failed:
         raise typer.Exit(1)

@@ -1,13 +1,7 @@
-"use strict";
 (() => {
   const PAGE = 100;
   const boards = JSON.parse(document.getElementById("data").textContent);
-  const element = (name, text, className) => {
-    const made = document.createElement(name);
-    if (text !== undefined && text !== null) made.textContent = text;
-    if (className) made.className = className;
-    return made;
-  };
+  const { element } = viewer;
   const distinct = (values) => [...new Set(values.filter((value) => value !== undefined && value !== ""))].sort(
     (a, b) => a.localeCompare(b, "en", { numeric: true }));
   const arrow = { true: " \u2191", false: " \u2193", null: "" };
@@ -192,6 +186,7 @@
       }
     }
     draw();
+    if (board.gallery) viewer.gallery(section.querySelector(".gallery"), board.gallery);
   }
 
   const sections = [...document.querySelectorAll("section[data-board]")];
@@ -216,10 +211,6 @@
     if (choose.selectedOptions.length === 0 || choose.selectedOptions[0].disabled) show(first, true);
   });
   window.addEventListener("hashchange", () => show(location.hash.slice(1), false));
-  document.getElementById("theme").addEventListener("click", () => {
-    const root = document.documentElement;
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = dark ? "light" : "dark";
-  });
+  viewer.theme();
   show(location.hash.slice(1), false);
 })();

@@ -1,9 +1,8 @@
-"""A maker of results for boards, and a headless browser where there is one."""
+"""A maker of results for boards."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +58,3 @@ def entry(tmp_path: Path) -> Callable[..., Entry]:
         return Entry(result, place)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """Return a running headless Chromium, Debian's; without one the tests that need it are skipped."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no browser: apt-get install -y chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()

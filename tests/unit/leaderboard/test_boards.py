@@ -12,6 +12,7 @@ import pytest
 from tokbench.errors import UsageError
 from tokbench.leaderboard import declared_boards, ranked_boards, to_csv, to_frame, to_markdown
 from tokbench.published import Budget, load_declared
+from tokbench.ranks import ranks
 
 ROOT = Path(__file__).parents[3] / "leaderboards"
 RNG = np.random.default_rng(3)
@@ -218,3 +219,45 @@ def test_csv_says_which_is_which_on_every_row(tmp_path: Path, entry) -> None:
     frame = pd.read_csv(io.StringIO(to_csv(boards)))
     assert frame["origin"].tolist() == ["measured", "reported"]
     assert frame["rank"].tolist()[0] == 1
+
+
+def test_ratios_of_sums_are_ranked_by_a_paired_test_of_the_ratios(entry) -> None:
+    from dataclasses import replace
+
+    from tokbench.rows import Row, write_rows
+
+    words = RNG.integers(3, 30, 80)
+    share = RNG.beta(8, 2, 80)
+    found = []
+    for name, loss in (("best", 0.0), ("same", 0.0), ("worse", 0.1)):
+        right = RNG.binomial(words, np.clip(share - loss, 0, 1))
+        made = entry(name, [1.0] * 80)
+        write_rows(made.place / "rows.parquet", [
+            Row(f"{i:04d}", f"{i:04d}", values={"right": float(right[i]), "there": float(words[i]), "bpp": 0.3})
+            for i in range(80)
+        ])  # fmt: skip
+        cell = {
+            **made.result["metrics"]["psnr"], "value": right.sum() / words.sum(), "where": "corpus", "n": int(words.sum()),
+            "ratio": [["right", "there"]],
+        }  # fmt: skip
+        found.append(replace(made, result={**made.result, "metrics": {**made.result["metrics"], "psnr": cell}}))
+    spec = replace(ranked_boards(found)[0].spec, sort="psnr")
+    ranked = ranks({item.name: item.result for item in found}, {item.name: item.place for item in found}, spec)
+    assert {name: (rank.place, rank.tied) for name, rank in ranked.items()} == {
+        "best": (1, True),
+        "same": (1, True),
+        "worse": (3, False),
+    }
+    found[0].result["metrics"]["psnr"]["n_undefined"] = 2
+    again = ranks({item.name: item.result for item in found}, {item.name: item.place for item in found}, spec)
+    assert again["best"].reason == "covers 78/80 samples"
+
+
+def test_with_ones_below_the_test_of_ratios_is_that_of_means() -> None:
+    from tokbench.paired import paired_ratio_t, paired_t
+
+    groups = [f"{i // 2}" for i in range(60)]
+    a, b = RNG.normal(size=60), RNG.normal(0.3, 1, size=60)
+    one = np.ones(60)
+    mean, p = paired_ratio_t(np.stack([b, one], 1), np.stack([a, one], 1), groups)
+    assert (mean, p) == pytest.approx(paired_t(a - b, groups))

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tokbench.gallery import FOLDER, Keeper, Wanted, settle
 from tokbench.leaderboard import declared_boards, ranked_boards, to_csv, to_markdown
 from tokbench.page import to_html
 from tokbench.plots import Point, scatter
 from tokbench.published import load_declared
+from tokbench.spec import TokenizerSpec
+from tokbench.types import Code, Sample
 
 ROOT = Path(__file__).parents[3] / "leaderboards"
 EVIL = "<script>alert(1)</script>"
@@ -48,7 +51,7 @@ def test_hostile_names_are_text_everywhere(boards) -> None:
     html = to_html(boards)
     assert "<script>alert" not in html
     assert "<img" not in html
-    assert html.count("</script>") == 2
+    assert html.count("</script>") == 3
     data = html.partition('id="data">')[2].partition("</script>")[0]
     names = [row["t"] for row in json.loads(data)[0]["rows"]]
     assert EVIL in names
@@ -155,6 +158,205 @@ def test_in_a_browser_it_is_dark_when_asked_and_fits_a_phone(page) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("section:visible table").is_visible()
+
+
+# ------------------------------------------------------------------------------------------------------ samples
+
+
+KEYS = ("0001", EVIL, PATH, "0003")
+
+
+def _keep(place: Path, seed: int, *, modality: str = "image") -> None:
+    """Keep four samples beside a result: the same originals for every seed, reconstructions of its own."""
+    torch = pytest.importorskip("torch")
+
+    def noise(of: int, *shape: int) -> object:
+        return torch.rand(1, *shape, generator=torch.Generator().manual_seed(of))
+
+    shape = {"image": (3, 24, 300), "video": (3, 9, 16, 16), "audio": (1, 160_000)}[modality]
+    keeper = Keeper(place / FOLDER, Wanted(None))
+    spec = TokenizerSpec("t", modality, "none")  # type: ignore[arg-type]
+    for index, key in enumerate(KEYS):
+        x, y = noise(index, *shape), noise(100 + index + 10 * seed, *shape)
+        rate = 16000 if modality == "audio" else None
+        keeper(Sample((key,), x, y, y, Code(), spec, sample_rate=rate))  # type: ignore[arg-type]
+    settle(place / FOLDER, dict.fromkeys(KEYS, "ok"), Wanted(None))
+
+
+@pytest.fixture
+def sampled(entry):
+    """Return a function that makes a board of four rows, three of which kept samples."""
+
+    def make(modality: str = "image"):
+        rows = [entry(name, list(BASE + i), 0.3) for i, name in enumerate(("a", "b", EVIL, "without"))]
+        for seed, row in enumerate(rows[:3]):
+            _keep(row.place, seed, modality=modality)
+        return ranked_boards(rows)
+
+    return make
+
+
+def test_the_page_holds_samples_within_its_budget_and_says_what_is_left_out(sampled) -> None:
+    found = sampled()
+    whole = to_html(found)
+    assert whole == to_html(found)
+    assert "<script>alert" not in whole
+    assert "<img" not in whole
+    shown = _gallery(whole)
+    assert {sample["key"] for sample in shown["samples"]} == set(KEYS)
+    assert all([name for name, *_ in sample["shown"]] == [EVIL, "a", "b"] for sample in shown["samples"])
+    assert all(sample["about"] == "the middle 256x24 of 300x24" for sample in shown["samples"])
+    assert any("psnr" in text for sample in shown["samples"] for _, _, text in sample["shown"])
+    assert shown["said"] == []
+    size = len(whole) - len(to_html(found, budget=0))
+    smaller = to_html(found, budget=size // 2)
+    shown = _gallery(smaller)
+    assert len(smaller) < len(whole) - size // 2 + 2000
+    assert 0 < len(shown["samples"]) < 4
+    assert re.search(r"\d of 4 kept samples are left out", " ".join(shown["said"]))
+    assert "gallery" not in json.loads(_script(to_html(found, budget=0), "data"))[0]
+
+
+def test_samples_with_another_original_or_a_damaged_file_are_not_shown_beside_the_others(sampled, entry) -> None:
+    found = sampled()
+    place = found[0].places["b"] / FOLDER
+    name = next(path for path in place.glob("0001-*.original.png"))
+    name.write_bytes(next(place.glob("0003-*.original.png")).read_bytes())
+    next(place.glob("0003-*.reconstruction.png")).write_bytes(b"no picture")
+    shown = _gallery(to_html(found))
+    by_key = {sample["key"]: [name for name, *_ in sample["shown"]] for sample in shown["samples"]}
+    assert by_key["0001"] == by_key["0003"] == [EVIL, "a"]
+    assert len(by_key[PATH]) == 3
+    assert "b: its original of 0001 is not that of the others; not shown" in shown["said"]
+    assert "b: what was kept of 0003 cannot be read" in shown["said"]
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_not_read(tmp_path: Path) -> None:
+    import soundfile
+    from PIL import Image
+
+    from tokbench.errors import StoreError
+    from tokbench.pictures import shown
+
+    Image.new("1", (20_000, 4_000)).save(tmp_path / "large.png")
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 48_000, 2, "PCM_16") as file:
+        for _ in range(61):
+            file.write(np.zeros((500_000, 2), np.int16))
+    for name, why in (("large.png", "20000x4000 is too large"), ("long.flac", "635 s are too long")):
+        with pytest.raises(StoreError, match=why):
+            shown(tmp_path / name)
+    (tmp_path / "fake.png").write_bytes((tmp_path / "long.flac").read_bytes())
+    with pytest.raises(StoreError, match="cannot be read"):
+        shown(tmp_path / "fake.png")
+
+
+def _script(html: str, name: str) -> str:
+    return html.partition(f'id="{name}">')[2].partition("</script>")[0]
+
+
+def _gallery(html: str):
+    return json.loads(_script(html, "data"))[0]["gallery"]
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """Return a function that opens boards in Chromium and fails at the end if the page said or fetched anything."""
+    heard: list[str] = []
+    contexts = []
+
+    def show(boards, **options):
+        path = tmp_path / "samples.html"
+        path.write_text(to_html(boards), encoding="utf-8")
+        contexts.append(chromium.new_context(viewport={"width": 1280, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("dialog", lambda dialog: heard.append(f"dialog {dialog.message}"))
+        page.on("request", lambda r: heard.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+        page.set_default_timeout(5000)
+        page.goto(path.as_uri())
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert heard == []
+
+
+_PIXELS = "all => all.map((c) => Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data))"
+
+
+def test_in_a_browser_the_difference_is_that_of_the_kept_pixels_times_the_stated_factor(opened, sampled) -> None:
+    from PIL import Image
+
+    found = sampled()
+    page = opened(found)
+    page.get_by_label("Sample", exact=True).select_option(label="0003")
+    page.get_by_label("Difference", exact=True).select_option("4")
+    assert page.get_by_text("× 4").count() >= 3
+    page.locator("canvas[data-shows='difference 4']").nth(2).wait_for()
+    page.locator("canvas[data-shows='picture']").nth(3).wait_for()
+    drawn = page.locator(".view canvas").evaluate_all(_PIXELS)
+    assert len(drawn) == 7  # the original, and a reconstruction and a difference for each of three
+    folder = found[0].places[EVIL] / FOLDER
+    a, b = (
+        np.asarray(Image.open(next(folder.glob(f"0003-*.{s}.png"))), int)[:, 22:278]
+        for s in ("original", "reconstruction")
+    )
+    for got, want in zip(drawn, (a, b, np.minimum(255, abs(a - b) * 4)), strict=False):
+        np.testing.assert_array_equal(np.array(got).reshape(24, 256, 4)[..., :3], want)
+
+
+def test_in_a_browser_samples_zoom_by_mouse_keyboard_and_slider_together(opened, sampled) -> None:
+    page = opened(sampled())
+
+    def scales() -> set[float]:
+        styles = page.locator(".view canvas").evaluate_all("all => all.map(c => c.style.transform)")
+        return {float(re.match(r"scale\(([\d.]+)\)", style)[1]) for style in styles}
+
+    view = page.locator(".view").nth(1)
+    assert scales() == {1}
+    view.click()
+    assert scales() == {4}
+    view.press("+")
+    assert scales() == {6}
+    before = page.locator(".view canvas").first.get_attribute("style")
+    view.press("ArrowRight")
+    assert page.locator(".view canvas").first.get_attribute("style") != before
+    view.press("0")
+    assert scales() == {1}
+    page.get_by_label("Zoom", exact=True).fill("8")
+    assert scales() == {8}
+    view.hover()
+    page.mouse.wheel(0, 500)
+    page.wait_for_function("document.querySelector('.view canvas').style.transform.startsWith('scale(6.4)')")
+    assert scales() == {6.4}
+    view.click()
+    assert scales() == {1}
+    page.get_by_role("checkbox", name="a", exact=True).uncheck()
+    assert page.locator(".pane").count() == 3
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_in_a_browser_sound_plays_and_goes_on_where_the_other_was(opened, sampled) -> None:
+    page = opened(sampled("audio"))
+    players = page.locator("audio")
+    assert players.count() == 4
+    page.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState > 0)")
+    assert {round(d, 2) for d in players.evaluate_all("all => all.map(a => a.duration)")} == {6.0}
+    assert page.get_by_text("Shown: the first 6 s of 10.0 s.").is_visible()
+    times = players.evaluate_all(
+        "async ([a, b]) => { a.muted = b.muted = true; a.currentTime = 3; await a.play(); await b.play();"
+        " return [a.paused, b.currentTime >= 3]; }"
+    )
+    assert times == [True, True]
+
+
+def test_a_clip_is_shown_by_two_of_its_frames(sampled) -> None:
+    shown = _gallery(to_html(sampled("video")))
+    assert shown["kind"] == "video"
+    assert shown["samples"][0]["about"] == "first and last of the kept frames"
 
 
 @pytest.mark.slow

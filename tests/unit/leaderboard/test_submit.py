@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tokbench.entries import entries
 from tokbench.errors import StoreError
+from tokbench.gallery import FOLDER, Keeper, Wanted, kept_samples, settle
+from tokbench.rows import read_rows
 from tokbench.session import Request, run
+from tokbench.spec import TokenizerSpec
 from tokbench.submit import pack, problems
+from tokbench.types import Code, Sample
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,26 @@ def test_a_whole_run_is_packed_and_read_back(whole, tmp_path: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == ["result.json", "rows.parquet"]
     (back,) = entries(tmp_path / "results")
     assert back.result == whole.result
+
+
+def test_kept_samples_go_with_a_result_as_far_as_they_fit(whole, tmp_path: Path, monkeypatch) -> None:
+    copied = tmp_path / "whole"
+    shutil.copytree(whole.place, copied)
+    keys = {row.key: "ok" for row in read_rows(copied / "rows.parquet")}
+    x = torch.rand(1, 3, 64, 64)
+    for key in keys:
+        Keeper(copied / FOLDER, Wanted(None))(Sample((key,), x, x, x, Code(), TokenizerSpec("t", "image", "none")))
+    settle(copied / FOLDER, keys, Wanted(None))  # type: ignore[arg-type]
+    place = pack(dataclasses.replace(whole, place=copied), tmp_path / "results")
+    assert kept_samples(place) == kept_samples(copied)
+    assert len(kept_samples(place)) == 12
+    monkeypatch.setattr("tokbench.submit.SAMPLES_CAP", 70_000)
+    place = pack(dataclasses.replace(whole, place=copied), tmp_path / "results")
+    assert kept_samples(place) == kept_samples(copied)[:2]
+    assert len(list((place / FOLDER).iterdir())) == 5
+    place = pack(whole, tmp_path / "results")
+    assert kept_samples(place) == []
+    assert not (place / FOLDER).exists()
 
 
 @pytest.mark.parametrize(
