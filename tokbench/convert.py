@@ -1,4 +1,4 @@
-"""Turns a checkpoint that only a full unpickle can read into safetensors, in a process of its own, once the user agrees."""
+"""Turns a checkpoint that would run code when it is read into safetensors, in a process of its own, once the user agrees."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from tokbench.errors import UsageError
 _CHILD = """
 import sys
 from pathlib import Path
+import zipfile
 import torch
 from safetensors.torch import save_file
 source, target, inside = Path(sys.argv[1]), Path(sys.argv[2]), [key for key in sys.argv[3].split("/") if key]
-state = torch.load(source, map_location="cpu", weights_only=False)
+names = zipfile.ZipFile(source).namelist() if zipfile.is_zipfile(source) else []
+if any(name.endswith("/constants.pkl") for name in names):
+    if inside:
+        sys.exit(f"{source.name} is TorchScript, one module without nesting; leave --inside out")
+    state = torch.jit.load(source, map_location="cpu").state_dict()
+else:
+    state = torch.load(source, map_location="cpu", weights_only=False)
 for key in inside:
     if not isinstance(state, dict) or key not in state:
         sys.exit(f"no {key!r} in {source.name}")
@@ -37,12 +44,13 @@ def convert(source: Path, target: Path, inside: str = "") -> int:
     """Write the tensors of a checkpoint as safetensors and return how many there are.
 
     The file's code runs with the user's rights in the child process: call this only for files that are trusted. The child is
-    isolated from this process and from the current directory's modules, not from the machine.
+    isolated from this process and from the current directory's modules, not from the machine. Of a TorchScript archive, which
+    is known by its content, all parameters and buffers are written, under the names its module gives them.
 
     Args:
-        source: A `.pt`, `.pth`, `.ckpt`, `.bin`, `.th` or `.pkl` file.
+        source: A `.pt`, `.pth`, `.ckpt`, `.bin`, `.th`, `.pkl` or `.jit` file.
         target: The `.safetensors` file to write; appears whole or not at all.
-        inside: Keys that lead to the state dict, joined by `/` (`state_dict`, `model/ema`).
+        inside: Keys that lead to the state dict, joined by `/` (`state_dict`, `model/ema`); none in a TorchScript archive.
 
     Raises:
         UsageError: The file is not there, the target exists, or the checkpoint has no tensors at that place.

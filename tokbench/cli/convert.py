@@ -9,7 +9,7 @@ import typer
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="The checkpoint: .pt, .pth, .ckpt, .bin, .th or .pkl.")],
+    source: Annotated[Path, typer.Argument(help="The checkpoint: .pt, .pth, .ckpt, .bin, .th, .pkl or .jit.")],
     target: Annotated[
         Path | None, typer.Argument(help="The file to write.  [default: beside it, .safetensors]")
     ] = None,
