@@ -2,109 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from tokbench.entries import Entry, entries
 from tokbench.errors import StoreError, UnknownName, UsageError
-from tokbench.paired import RESAMPLES, Difference, holm, mean_difference, ratio_difference
+from tokbench.gate import DEFAULT_GATE, Gate
+from tokbench.judge import ColumnTest, column_tests, decided, worst_rows
+from tokbench.paired import holm
 from tokbench.rows import Row, read_rows
-from tokbench.subsets import SubsetDifference, subset_differences
-
-Verdict = Literal["same", "better", "unclear", "worse", "changed", "lost"]
-
-LEVEL = 0.025
-"""One-sided level of the gate: the two-sided 95 % interval lies wholly beyond the tolerance."""
-
-DEFAULT_ATOL = 1e-6
-
-
-# ------------------------------------------------------------------------------------------------------ inputs
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What a gate allows one column.
-
-    Attributes:
-        max_drop: Loss of the mean that is still fine, in the column's unit, in its worse direction.
-        max_lost: Rows that may have had a value and have none now.
-    """
-
-    max_drop: float
-    max_lost: int = 0
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What decides the exit code. Without columns, every column with a direction is held to its own tolerance.
-
-    Attributes:
-        columns: Column -> limit; others are shown and decide nothing.
-        max_failed: Rows that may have succeeded before and fail now.
-        max_ratio: Candidate's seconds over base's, for encode and for decode; None: speed decides nothing.
-        digest_equal: The tokens of the probe must be the same.
-    """
-
-    columns: Mapping[str, Limit] | None = None
-    max_failed: int = 0
-    max_ratio: float | None = None
-    digest_equal: bool = False
-
-
-def parse_gate(table: Mapping[str, Any]) -> Gate:
-    """Build a gate from the table of a gate file.
-
-    Raises:
-        UsageError: An unknown key, or a value of the wrong type; the message names it.
-    """
-    _known(table, {"metric", "rows", "speed", "digest"}, "")
-    limits = {}
-    for name, entry in _table(table, "metric").items():
-        if not isinstance(entry, Mapping):
-            raise UsageError(f"gate: metric.{name} is a table, e.g. {{ max_drop = 0.1 }}")
-        _known(entry, {"max_drop", "max_lost"}, f"metric.{name}.")
-        if "max_drop" not in entry:
-            raise UsageError(f"gate: metric.{name} needs max_drop")
-        drop = _number(entry, "max_drop", f"metric.{name}.")
-        limits[name] = Limit(drop, int(_number(entry, "max_lost", f"metric.{name}.", 0)))
-    rows, speed, token = (_table(table, key) for key in ("rows", "speed", "digest"))
-    _known(rows, {"max_failed"}, "rows.")
-    _known(speed, {"max_ratio"}, "speed.")
-    _known(token, {"equal"}, "digest.")
-    if not isinstance(token.get("equal", False), bool):
-        raise UsageError("gate: digest.equal is true or false")
-    return Gate(
-        columns=limits or None,
-        max_failed=int(_number(rows, "max_failed", "rows.", 0)),
-        max_ratio=_number(speed, "max_ratio", "speed.") if speed else None,
-        digest_equal=token.get("equal", False),
-    )
-
-
-def _table(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = table.get(key, {})
-    if not isinstance(value, Mapping):
-        raise UsageError(f"gate: {key} is a table: [{key}]")
-    return value
-
-
-def _known(table: Mapping[str, Any], known: set[str], prefix: str) -> None:
-    for key in table:
-        if key not in known:
-            raise UsageError(f"gate: unknown key {prefix}{key}; known: {', '.join(sorted(known))}")
-
-
-def _number(table: Mapping[str, Any], key: str, prefix: str, default: float | None = None) -> float:
-    value = table.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0 or math.isinf(value):
-        raise UsageError(f"gate: {prefix}{key} is a number that is not negative, not {value!r}")
-    return float(value)
+from tokbench.verdicts import ColumnReport, Comparison, PairReport, SpeedReport
 
 
 def find(text: str) -> list[Entry]:
@@ -144,133 +53,10 @@ def _split(text: str) -> tuple[Path, str | None]:
     raise UsageError(f"{text}: no such directory; name a result directory, a store or STORE:NAME")
 
 
-# ----------------------------------------------------------------------------------------------------- reports
-
-
-@dataclass(frozen=True)
-class ColumnReport:
-    """What became of one column. Differences are candidate minus base.
-
-    Attributes:
-        verdict: `worse` and `lost` fail the gate where `judged`; `unclear`: the interval reaches over the tolerance, so
-            neither a loss nor equality is shown; `changed`: differs, and nothing says which way is better or how sure.
-        tolerance: What was allowed, in the column's unit.
-        ci95: Of the difference; of rFID and its like, of the difference on subsets that `note` describes.
-        p: Holm-adjusted p-value of "no worse than the tolerance"; None for columns without an interval.
-        lost: Rows with a value in the base and none in the candidate.
-        ratio: The (above, below) row columns of a ratio of sums, or of a mean of such ratios.
-    """
-
-    column: str
-    unit: str
-    higher_is_better: bool | None
-    decimals: int
-    base: float | None
-    candidate: float | None
-    difference: float | None
-    ci95: tuple[float, float] | None
-    n: int
-    lost: int
-    tolerance: float
-    p: float | None
-    verdict: Verdict
-    judged: bool
-    note: str = ""
-    ratio: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def fails(self) -> bool:
-        """Tell whether this column alone fails the gate."""
-        return self.judged and self.verdict in {"worse", "lost"}
-
-
-@dataclass(frozen=True)
-class SpeedReport:
-    """Seconds per sample of one phase. `p` is of the Mann-Whitney test on shards, None below four shards a side."""
-
-    phase: Literal["encode", "decode"]
-    base: float
-    candidate: float
-    ratio: float
-    p: float | None
-    fails: bool
-
-
-@dataclass(frozen=True)
-class WorstRow:
-    """One sample that lost most in a column."""
-
-    column: str
-    key: str
-    base: float
-    candidate: float
-
-
-@dataclass(frozen=True)
-class PairReport:
-    """One tokenizer on one suite, base against candidate.
-
-    Attributes:
-        refused: Fields that differ and make numbers incomparable; then nothing else is filled in.
-        digest: Whether the encoder emits the same tokens on the probe: `equal`, `differs`, or `unknown`.
-        failed: Keys that succeeded in the base and fail in the candidate.
-        problems: Why the pair fails beside its columns.
-        changes: What else is not the same: weights, options, versions, device.
-        worst: The samples that lost most in each judged column.
-        places: The two directories that were compared.
-    """
-
-    base: str
-    candidate: str
-    suite: str
-    refused: tuple[str, ...] = ()
-    digest: Literal["equal", "differs", "unknown"] = "unknown"
-    rows: int = 0
-    failed: tuple[str, ...] = ()
-    columns: tuple[ColumnReport, ...] = ()
-    speed: tuple[SpeedReport, ...] = ()
-    worst: tuple[WorstRow, ...] = ()
-    problems: tuple[str, ...] = ()
-    changes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    places: tuple[str, str] = ("", "")
-
-    @property
-    def regressed(self) -> tuple[WorstRow, ...]:
-        """Return those of `worst` whose column fails the gate."""
-        failing = {column.column for column in self.columns if column.fails}
-        return tuple(row for row in self.worst if row.column in failing)
-
-    @property
-    def verdict(self) -> Literal["fine", "worse", "not comparable"]:
-        """Return what became of the pair."""
-        if self.refused:
-            return "not comparable"
-        bad = self.problems or any(column.fails for column in self.columns) or any(item.fails for item in self.speed)
-        return "worse" if bad else "fine"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All pairs of a comparison. `notes` say what had no partner."""
-
-    pairs: tuple[PairReport, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """Return 0 (fine), 1 (something is worse) or 2 (something cannot be compared)."""
-        verdicts = {pair.verdict for pair in self.pairs}
-        return 2 if "not comparable" in verdicts or not self.pairs else 1 if "worse" in verdicts else 0
-
-
-# ------------------------------------------------------------------------------------------------- comparisons
-
-
 def compare(
     base: Sequence[Entry],
     candidate: Sequence[Entry],
-    gate: Gate = Gate(),
+    gate: Gate = DEFAULT_GATE,
     *,
     columns: Sequence[str] = (),
     suites: Sequence[str] = (),
@@ -300,7 +86,7 @@ def compare(
     adjusted = dict(zip(tested, holm([drafts[d].tests[i].p for d, i in tested]), strict=True))
     reports = []
     for d, draft in enumerate(drafts):
-        tests = [_decided(item, adjusted.get((d, i), item.p)) for i, item in enumerate(draft.tests)]
+        tests = [decided(item, adjusted.get((d, i), item.p)) for i, item in enumerate(draft.tests)]
         reports.append(draft.finish(tuple(tests), worst))
     if gate.columns:
         seen = {column.column for pair in reports for column in pair.columns}
@@ -339,49 +125,14 @@ def _pair_up(
 
 
 @dataclass(frozen=True)
-class _Test:
-    """A column before the correction: a finished report, or a difference that awaits its adjusted p-value."""
-
-    report: ColumnReport
-    judged: bool = False
-    p: float = 1.0
-    difference: Difference | None = None
-    index: int = 0
-    max_lost: int = 0
-    subsets: SubsetDifference | None = None
-
-
-@dataclass(frozen=True)
 class _Draft:
     report: PairReport
-    tests: tuple[_Test, ...] = ()
+    tests: tuple[ColumnTest, ...] = ()
     paired: tuple[tuple[Row, Row], ...] = ()
 
     def finish(self, columns: tuple[ColumnReport, ...], worst: int) -> PairReport:
         rows = tuple(row for column in columns if column.judged for row in worst_rows(self.paired, column, worst))
         return replace(self.report, columns=columns, worst=rows)
-
-
-def worst_rows(paired: Sequence[tuple[Row, Row]], column: ColumnReport, count: int) -> list[WorstRow]:
-    """Return the rows that lost most in a column, worst first."""
-    sign = -1.0 if column.higher_is_better else 1.0
-    found = []
-    for old, new in paired:
-        before, after = (_row_value(row, column) for row in (old, new))
-        if before is not None and after is not None and sign * (after - before) > 0:
-            found.append(WorstRow(column.column, old.key, before, after))
-    return sorted(found, key=lambda row: (-sign * (row.candidate - row.base), row.key))[:count]
-
-
-def _row_value(row: Row, column: ColumnReport) -> float | None:
-    if not column.ratio:
-        return row.values.get(column.column)
-    shares = [
-        above / below
-        for above, below in ((row.values.get(a), row.values.get(b)) for a, b in column.ratio)
-        if above is not None and below
-    ]
-    return math.fsum(shares) / len(shares) if shares else None
 
 
 def differing(base: Mapping[str, Any], candidate: Mapping[str, Any], columns: Sequence[str] = ()) -> list[str]:
@@ -452,7 +203,7 @@ def _draft(left: Entry, right: Entry, gate: Gate, columns: Sequence[str], resamp
     if _passed(base) and _passed(candidate) is False:
         problems.append("the candidate fails the contract, the base did not")
     notes = []
-    tests = tuple(_tests(left, right, paired, gate, columns, resamples))
+    tests = tuple(column_tests(left, right, paired, gate, columns, resamples))
     if gate.columns is None and any(not test.judged and test.report.higher_is_better is not None for test in tests):
         notes.append("numbers of the whole set without an interval decide only when a gate names them")
     speed, why = _speed(base, candidate, gate)
@@ -481,195 +232,6 @@ def _rows(path: Path) -> list[Row]:
         return read_rows(path)
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{path} is damaged: {error}") from error
-
-
-def _tests(
-    left: Entry,
-    right: Entry,
-    paired: Sequence[tuple[Row, Row]],
-    gate: Gate,
-    only: Sequence[str],
-    resamples: int | None,
-) -> list[_Test]:
-    cells = {
-        column: (cell, right.result["metrics"].get(column))
-        for column, cell in left.result["metrics"].items()
-        if not only or column in only or cell["metric"] in only
-    }
-    wanted = [column for column in cells if _shown(column, cells[column][0], gate, only)]
-    rowwise = [column for column in wanted if cells[column][0]["where"] == "row"]
-    table = np.array(
-        [[_gap(old.values.get(column), new.values.get(column)) for column in rowwise] for old, new in paired],
-        np.float64,
-    ).reshape(len(paired), len(rowwise))
-    bounds = np.array([_tolerance(column, cells[column][0], gate) for column in rowwise])
-    groups = [old.group for old, _ in paired]
-    difference = None
-    if rowwise and paired:
-        difference = mean_difference(
-            table, groups=groups, above=bounds, below=-bounds, resamples=resamples or RESAMPLES
-        )
-    directed = [
-        column for column in wanted if column not in rowwise and cells[column][0]["higher_is_better"] is not None
-    ]
-    subsets = subset_differences(left.place, right.place, [c for c in directed if not cells[c][0].get("ratio")])
-    tests = []
-    for column in wanted:
-        cell, other = cells[column]
-        blank = _blank(column, cell, other, _lost(paired, column, cell), _tolerance(column, cell, gate))
-        found, index = difference, rowwise.index(column) if column in rowwise else 0
-        if column not in rowwise:
-            found = _ratio(blank, paired, groups, resamples) if blank.ratio and paired else None
-        on_subsets = subsets.get(column)
-        has_interval = found is not None or isinstance(on_subsets, SubsetDifference)
-        judged = (
-            column in gate.columns if gate.columns is not None else has_interval and blank.higher_is_better is not None
-        )
-        blank = replace(blank, judged=judged)
-        if found is not None:
-            p = found.p_below if cell["higher_is_better"] else found.p_above
-            limit = (gate.columns or {}).get(column)
-            tests.append(_Test(blank, judged, float(p[index]), found, index, 0 if limit is None else limit.max_lost))
-        elif isinstance(on_subsets, SubsetDifference) and blank.candidate is not None:
-            sign = -1 if cell["higher_is_better"] else 1
-            p_value = on_subsets.p_beyond(sign * blank.tolerance, sign)
-            tests.append(_Test(blank, judged, p_value, subsets=on_subsets))
-        else:
-            tests.append(_Test(_corpus(blank, on_subsets if isinstance(on_subsets, str) else "no rows")))
-    return tests
-
-
-def _lost(paired: Sequence[tuple[Row, Row]], column: str, cell: Mapping[str, Any]) -> int:
-    names = {name for part in cell.get("ratio") or () for name in part} or {column}
-    return sum(
-        any(old.values.get(name) is not None and new.values.get(name) is None for name in names) for old, new in paired
-    )
-
-
-def _ratio(
-    blank: ColumnReport, paired: Sequence[tuple[Row, Row]], groups: Sequence[str], resamples: int | None
-) -> Difference | None:
-    """Bootstrap the difference of a column that is a ratio of two row columns' sums, or a mean of such ratios."""
-
-    def number(row: Row, name: str) -> float:
-        value = row.values.get(name)
-        return math.nan if value is None else value
-
-    tables = [
-        np.array([[number(row, name) for row in pair for name in part] for pair in paired], np.float64)
-        for part in blank.ratio
-    ]
-    found = ratio_difference(
-        tables, groups=groups, above=blank.tolerance, below=-blank.tolerance, resamples=resamples or RESAMPLES
-    )
-    return None if math.isnan(float(found.mean[0])) else found
-
-
-def _shown(column: str, cell: Mapping[str, Any], gate: Gate, only: Sequence[str]) -> bool:
-    named = column in (gate.columns or {}) or column in only
-    if named and column in (gate.columns or {}) and cell["higher_is_better"] is None:
-        raise UsageError(f"the gate names {column}, and neither direction of it is better; gate another column")
-    return named or (bool(cell["level"]) and (cell["value"] is not None))
-
-
-def _tolerance(column: str, cell: Mapping[str, Any], gate: Gate) -> float:
-    limit = (gate.columns or {}).get(column)
-    return limit.max_drop if limit is not None else float(cell.get("atol", DEFAULT_ATOL))
-
-
-def _gap(old: float | None, new: float | None) -> float:
-    return math.nan if old is None or new is None else new - old
-
-
-def _blank(
-    column: str, cell: Mapping[str, Any], other: Mapping[str, Any] | None, lost: int, tolerance: float
-) -> ColumnReport:
-    before, after = cell["value"], None if other is None else other["value"]
-    return ColumnReport(
-        column=column,
-        unit=cell["unit"],
-        higher_is_better=cell["higher_is_better"],
-        decimals=int(cell.get("decimals", 4)),
-        base=before,
-        candidate=after,
-        difference=None if before is None or after is None else after - before,
-        ci95=None,
-        n=0,
-        lost=lost,
-        tolerance=tolerance,
-        p=None,
-        verdict="same",
-        judged=False,
-        ratio=tuple((str(above), str(below)) for above, below in cell.get("ratio") or ()),
-    )
-
-
-def _corpus(blank: ColumnReport, why: str) -> ColumnReport:
-    """Judge a number of the whole set: by tolerance alone; `why` there is no interval."""
-    if blank.base is not None and blank.candidate is None:
-        return replace(blank, verdict="lost", note="the candidate has no value")
-    if blank.difference is None:
-        return replace(blank, verdict="same" if blank.base is blank.candidate else "changed")
-    return replace(blank, verdict=_by_value(blank, blank.difference, blank.difference), note=why)
-
-
-def _by_value(column: ColumnReport, low: float, high: float) -> Verdict:
-    """Place an interval of the difference against the tolerance."""
-    if -column.tolerance <= low and high <= column.tolerance:
-        return "same"
-    if column.higher_is_better is None:
-        return "changed"
-    sign = 1.0 if column.higher_is_better else -1.0
-    best, least = max(sign * low, sign * high), min(sign * low, sign * high)
-    return "better" if least > column.tolerance else "worse" if best < -column.tolerance else "unclear"
-
-
-def _decided(test: _Test, p: float) -> ColumnReport:
-    if test.subsets is not None:
-        return _decide_on_subsets(test, test.subsets, p)
-    return test.report if test.difference is None else _decide(test, p)
-
-
-def _decide_on_subsets(test: _Test, found: SubsetDifference, p: float) -> ColumnReport:
-    low, high = found.ci95
-    verdict = _by_value(test.report, low, high)
-    if verdict == "worse" and test.judged and p > LEVEL:
-        verdict = "unclear"
-    if p <= LEVEL:
-        verdict = "worse"
-    mean = f"{found.mean:+.{test.report.decimals}f}"
-    which = f"{found.draws} subsets of {found.size} of {found.pool} samples, the same on both sides"
-    note = f"interval: of {mean}, the mean over {which}"
-    return replace(test.report, ci95=(low, high), n=found.pool, p=p, verdict=verdict, note=note)
-
-
-def _decide(test: _Test, p: float) -> ColumnReport:
-    found, index = test.difference, test.index
-    assert found is not None
-    n = int(found.n[index])
-    if n == 0:
-        both = test.report.base is None and test.report.candidate is None
-        return replace(test.report, verdict="same" if both else "lost", note="no row has a value in both")
-    low, high = float(found.low[index]), float(found.high[index])
-    known = not math.isnan(low)
-    verdict = _by_value(test.report, low, high) if known else "unclear"
-    directed = test.report.higher_is_better is not None
-    if verdict == "worse" and test.judged and p > LEVEL:
-        verdict = "unclear"  # worse on its own, not among so many columns
-    if directed and p <= LEVEL:
-        verdict = "worse"
-    note = "" if known else "one sample: no interval"
-    if test.report.lost > test.max_lost and verdict != "worse":
-        verdict, note = "lost", f"{test.report.lost} row(s) have no value any more"
-    return replace(
-        test.report,
-        difference=float(found.mean[index]),
-        ci95=(low, high) if known else None,
-        n=n,
-        p=p if directed else None,
-        verdict=verdict,
-        note=note,
-    )
 
 
 def _digest(base: Mapping[str, Any], candidate: Mapping[str, Any]) -> Literal["equal", "differs", "unknown"]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tokbench import __version__
-from tokbench.compare import ColumnReport, Comparison, PairReport, WorstRow
 from tokbench.errors import StoreError
 from tokbench.gallery import FOLDER, Kept, kept_samples
 from tokbench.markup import render, script_json
 from tokbench.pictures import BUDGET, Media, Shown, shown
 from tokbench.store import read_json
+from tokbench.verdicts import ColumnReport, Comparison, PairReport, WorstRow
 from tokbench.wording import HEADER, cells, headline, remarks, title
 
 _FULL = "The page holds no more pictures."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tokbench.compare import ColumnReport, Comparison, PairReport
 from tokbench.leaderboard import escape_markdown
+from tokbench.verdicts import ColumnReport, Comparison, PairReport
 
 HEADER = ("column", "base", "candidate", "difference", "95 % interval", "allowed", "n", "verdict")
 

@@ -14,7 +14,8 @@ from tokbench.cli import options
 from tokbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from tokbench.compare import Comparison, Gate
+    from tokbench.gate import Gate
+    from tokbench.verdicts import Comparison
 
 
 def compare(
@@ -35,8 +36,9 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Compare two results row by row. Exit code 0: nothing is worse; 1: something is; 2: they cannot be compared."""
-    from tokbench.compare import Gate, find
     from tokbench.compare import compare as judge
+    from tokbench.compare import find
+    from tokbench.gate import Gate
 
     found = judge(
         find(base),
@@ -66,7 +68,7 @@ def compare(
 
 def read_gate(path: Path) -> Gate:
     """Read a gate file. Raises UsageError when it is not there, no TOML, or has an unknown key."""
-    from tokbench.compare import parse_gate
+    from tokbench.gate import parse_gate
 
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))

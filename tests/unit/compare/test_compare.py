@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tokbench.cli import app
-from tokbench.compare import Gate, Limit, compare, find, parse_gate
+from tokbench.compare import compare, find
 from tokbench.errors import UsageError
+from tokbench.gate import Gate, Limit, parse_gate
 
 RNG = np.random.default_rng(5)
 PSNR = list(RNG.normal(30, 3, 60))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tokbench.compare import Gate, Limit, compare, find
+from tokbench.compare import compare, find
+from tokbench.gate import Gate, Limit
 from tokbench.metrics._exact import add_rows
 from tokbench.metrics.frechet import Rfid, distance, subset_distances
 from tokbench.paired import ratio_difference
