@@ -1,27 +1,40 @@
-"""The usual research workflow beside `tokbench run`: the same images, tokenizer, metrics and (seeded) weights.
+"""The usual research workflow beside `tokbench run`: the same images, tokenizers, metrics and (seeded) weights.
 
-    python benchmarks/research_workflow.py                     # 256 images, about 10 minutes on 2 CPU cores
+    python benchmarks/research_workflow.py                     # 256 images, about 5 minutes on 2 idle CPU cores
     python benchmarks/research_workflow.py --images 64
+    python benchmarks/research_workflow.py --careful           # the usual way keeps what it can for the second tokenizer
+    python benchmarks/research_workflow.py --components        # images a second of each part, theirs and ours
     python benchmarks/research_workflow.py --memory 500 5000   # peak memory of tokbench alone, at two sizes
     python benchmarks/research_workflow.py --workers 2         # tokbench with two processes of one thread each
 
-The usual way writes PNG files of references and reconstructions, then runs torch-fidelity (FID, IS), lpips and scikit-image
-(PSNR, SSIM) over them, one after the other. Both ways run as one process tree each; wall time includes imports and loading.
-The numbers of both are printed: they must agree. Ratios are of runs side by side in one call on one machine; not a test. On a
-busy machine read the CPU seconds, and set OMP_NUM_THREADS=1.
+The usual way writes PNG files of references and reconstructions, then runs torch-fidelity (FID, IS, KID in one call), lpips and
+scikit-image (PSNR, SSIM) over them, one after the other, each reading the files. Nothing of it is slowed down: the tokenizer
+runs in batches of 8, torch-fidelity in batches of 16, and `--careful` keeps the PNG files of the references and
+torch-fidelity's own cache of their features for the second tokenizer, which takes options that few scripts set.
+
+Both ways run as one process tree each; wall time includes imports and loading. Each runs once on eight images first, so that
+neither pays for compiling Python or for a cold disk. The numbers of both are printed: they must agree (rFID of a few hundred
+images to about 1e-3: torch-fidelity then sums the roots of some 1,900 eigenvalues that are rounding noise, tokbench leaves
+them out). Inception takes most of either way and runs near the peak of float32, which bounds the ratio for a first tokenizer
+(`--components` shows by how much); a second one saves the references' half of it. Ratios are of runs side
+by side in one call on one machine; not a test. On a busy machine read the CPU seconds, and set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pictures import make_pictures
@@ -47,13 +60,13 @@ class Cost:
     output: str
 
 
-def measured(*command: str) -> Cost:
-    """Run a command, wait for it, and add up its processes' memory meanwhile."""
+def measured(*command: str, bytecode: Path) -> Cost:
+    """Run a command, wait for it, and add up its processes' memory meanwhile; compiled Python is kept in `bytecode`."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    env |= {"PYTHONWARNINGS": "ignore", "PYTHONPYCACHEPREFIX": str(bytecode)}
     with tempfile.TemporaryFile("w+") as out:
         start, before, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), 0
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONWARNINGS": "ignore"}
-        )
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
         while process.poll() is None:
             peak = max(peak, resident(process.pid))
             time.sleep(0.05)
@@ -77,8 +90,16 @@ def resident(pid: int) -> int:
     return total + sum(resident(int(child)) for child in children)
 
 
-def usual(pictures: Path, weights: Path, tokenizer: str) -> None:
-    """Do it the usual way, in this process, and print the numbers as JSON."""
+def usual(pictures: Path, weights: Path, tokenizer: str, keep: Path | None) -> None:  # noqa: PLR0915 - as scripts are
+    """Do it the usual way, in this process, and print the numbers and the seconds of each part as JSON.
+
+    Args:
+        pictures: The folder of images.
+        weights: The folder of weight files.
+        tokenizer: Its name in tokbench.
+        keep: Where the references and torch-fidelity's cache stay for the next tokenizer; None: nothing stays.
+    """
+    clock = [("", time.perf_counter())]
     import lpips
     import numpy as np
     import torch
@@ -94,11 +115,13 @@ def usual(pictures: Path, weights: Path, tokenizer: str) -> None:
     (card,) = expand([tokenizer])
     files = sorted(pictures.iterdir())
     with tempfile.TemporaryDirectory() as scratch:
-        reference, reconstruction = Path(scratch) / "reference", Path(scratch) / "reconstruction"
-        reference.mkdir()
+        reference, reconstruction = (keep or Path(scratch)) / "reference", Path(scratch) / "reconstruction"
+        known = reference.is_dir()
+        reference.mkdir(parents=True, exist_ok=True)
         reconstruction.mkdir()
         net = build_tokenizer(card, {role: Path(path) for role, path in find_weights(card, True)[0].items()})
         low, high = card.spec.input_range
+        clock.append(("imports, tokenizer", time.perf_counter()))
         with torch.inference_mode():
             for start in range(0, len(files), 8):
                 some = files[start : start + 8]
@@ -107,13 +130,17 @@ def usual(pictures: Path, weights: Path, tokenizer: str) -> None:
                 y = (net.decode(net.encode(x * (high - low) + low)).float() - low) / (high - low)
                 y = (y.clamp(0, 1) * 255 + 0.5).floor().to(torch.uint8).numpy()
                 for file, a, b in zip(some, crops, y, strict=True):
-                    Image.fromarray(a.transpose(1, 2, 0)).save(reference / f"{file.stem}.png")
+                    if not known:
+                        Image.fromarray(a.transpose(1, 2, 0)).save(reference / f"{file.stem}.png")
                     Image.fromarray(b.transpose(1, 2, 0)).save(reconstruction / f"{file.stem}.png")
+        clock.append(("reconstruct, write PNG", time.perf_counter()))
         found = torch_fidelity.calculate_metrics(
-            input1=str(reconstruction), input2=str(reference), fid=True, isc=True, isc_splits=1, cuda=False, cache=False,
-            verbose=False, batch_size=16, feature_extractor_weights_path=str(weights / "inception.pth"),
-            feature_extractor="inception-v3-compat",
+            input1=str(reconstruction), input2=str(reference), fid=True, isc=True, isc_splits=1, kid=True,
+            kid_subset_size=min(1000, len(files)), cuda=False, verbose=False, batch_size=16,
+            cache=keep is not None, cache_root=str(keep or scratch), cache_input2_name="reference" if keep else None,
+            feature_extractor_weights_path=str(weights / "inception.pth"), feature_extractor="inception-v3-compat",
         )  # fmt: skip
+        clock.append(("torch-fidelity", time.perf_counter()))
         perceptual = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
         trunk = torch.load(weights / "alex.pth", weights_only=True)
         perceptual.net.load_state_dict(
@@ -125,6 +152,7 @@ def usual(pictures: Path, weights: Path, tokenizer: str) -> None:
             a, b = (image.permute(2, 0, 1)[None].float() / 127.5 - 1 for image in pair)
             with torch.inference_mode():
                 scores["lpips_alex"].append(float(perceptual(a, b)))
+        clock.append(("lpips", time.perf_counter()))
         for file in sorted(reference.iterdir()):
             a, b = (np.array(Image.open(p / file.name)) for p in (reference, reconstruction))
             scores["psnr"].append(peak_signal_noise_ratio(a, b))
@@ -133,69 +161,195 @@ def usual(pictures: Path, weights: Path, tokenizer: str) -> None:
                     a, b, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
                 )
             )
+        clock.append(("scikit-image", time.perf_counter()))
     out = {name: sum(values) / len(values) for name, values in scores.items()}
     out |= {"rfid": found["frechet_inception_distance"], "isc": found["inception_score_mean"]}
-    print(json.dumps(out))
+    out |= {"kid": found["kernel_inception_distance_mean"]}
+    seconds = {name: end - start for (_, start), (name, end) in pairwise(clock)}
+    print(json.dumps({"numbers": out, "seconds": seconds}))
 
 
-def ours(pictures: Path, weights: Path, output: Path, tokenizer: str, workers: int) -> tuple[Cost, dict[str, float]]:
+@dataclass(frozen=True)
+class Setting:
+    """What both ways share."""
+
+    pictures: Path
+    weights: Path
+    bytecode: Path
+    careful: Path | None
+    workers: int
+
+
+def ours(setting: Setting, output: Path, tokenizer: str) -> tuple[Cost, dict[str, float]]:
     """Run `tokbench run` and return what it took and what it found."""
     suite = output.parent / "workflow.toml"
     suite.write_text(SUITE)
+    count = sum(1 for _ in setting.pictures.iterdir())
+    inception = f"weights={setting.weights / 'inception.pth'}"
     metrics = (
-        f"rfid?weights={weights / 'inception.pth'}", f"isc?weights={weights / 'inception.pth'}",
-        f"lpips?weights={weights / 'alex.pth'}", "psnr", "ssim",
+        f"rfid?{inception}", f"isc?{inception}", f"kid?{inception}&subset_size={min(1000, count)}",
+        f"lpips?weights={setting.weights / 'alex.pth'}", "psnr", "ssim",
     )  # fmt: skip
-    count = sum(1 for _ in pictures.iterdir())
+    workers = setting.workers
     split = ["--workers", str(workers), "--shard-size", str(-(-count // workers))] if workers else []
     words = [word for metric in metrics for word in ("-m", metric)]
     cost = measured(
-        sys.executable, "-m", "tokbench", "run", "-s", str(suite), "-d", f"folder:{pictures}", "-t", tokenizer,
-        "-o", str(output), "--device", "cpu", "--offline", *words, *split,
+        sys.executable, "-m", "tokbench", "run", "-s", str(suite), "-d", f"folder:{setting.pictures}", "-t", tokenizer,
+        "-o", str(output), "--device", "cpu", "--offline", *words, *split, bytecode=setting.bytecode,
     )  # fmt: skip
     results = (json.loads(path.read_text()) for path in output.glob("*/*/*/result.json"))
     (result,) = (result for result in results if result["tokenizer"]["name"] == tokenizer)
     return cost, {column: cell["value"] for column, cell in result["metrics"].items()}
 
 
-def side_by_side(images: int, scratch: Path, weights: Path, workers: int) -> None:
-    """Print both ways' costs and numbers, for a first tokenizer and for a second one on the same data."""
-    pictures = make_pictures(scratch / "pictures", images)
-    print(f"{images} images of 256x256, rFID + IS + LPIPS (alex) + PSNR + SSIM, {os.cpu_count()} CPUs")
+def theirs(setting: Setting, tokenizer: str) -> tuple[Cost, dict[str, float], dict[str, float]]:
+    """Run the usual way and return what it took, what it found, and the seconds of its parts."""
+    words = ["--usual", tokenizer, "--folder", str(setting.pictures), "--weights", str(setting.weights)]
+    words += ["--keep", str(setting.careful)] if setting.careful else []
+    cost = measured(sys.executable, __file__, *words, bytecode=setting.bytecode)
+    said = json.loads(cost.output.strip().splitlines()[-1])
+    return cost, said["numbers"], said["seconds"]
+
+
+def side_by_side(images: int, scratch: Path, weights: Path, asked: argparse.Namespace) -> None:
+    """Print both ways' costs and numbers, for a first tokenizer, for a second one on the same data, and for both."""
+
+    def setting(count: int) -> Setting:
+        keep = scratch / f"kept-{count}" if asked.careful else None
+        pictures = make_pictures(scratch / f"pictures-{count}", count)
+        return Setting(pictures, weights, scratch / "bytecode", keep, asked.workers)
+
+    few, whole = setting(8), setting(images)
+    for tokenizer in TOKENIZERS:
+        ours(few, scratch / "warm", tokenizer)
+        theirs(few, tokenizer)
+    how = "careful" if asked.careful else "usual"
+    print(f"{images} images of 256x256, rFID + IS + KID + LPIPS (alex) + PSNR + SSIM, {os.cpu_count()} CPUs")
+    costs: list[tuple[Cost, Cost]] = []
     for place, tokenizer in zip(("first", "second"), TOKENIZERS, strict=True):
-        mine, numbers = ours(pictures, weights, scratch / "results", tokenizer, workers)
-        theirs = measured(
-            sys.executable, __file__, "--usual", tokenizer, "--folder", str(pictures), "--weights", str(weights)
-        )
-        published = json.loads(theirs.output.strip().splitlines()[-1])
+        mine, numbers = ours(whole, scratch / "results", tokenizer)
+        other, published, parts = theirs(whole, tokenizer)
         print(f"{place} tokenizer, {tokenizer}")
         for name, value in published.items():
-            print(f"  {name:11} usual {value:.5f}   tokbench {numbers[name]:.5f}")
-        wall, peak = theirs.seconds / mine.seconds, theirs.peak / max(1, mine.peak)
-        print(f"  wall   usual {theirs.seconds:7.1f} s   tokbench {mine.seconds:7.1f} s   ratio {wall:.2f}")
-        print(f"  CPU    usual {theirs.cpu:7.1f} s   tokbench {mine.cpu:7.1f} s   ratio {theirs.cpu / mine.cpu:.2f}")
-        print(f"  memory usual {theirs.peak >> 20:7} MiB tokbench {mine.peak >> 20:7} MiB ratio {peak:.2f}", flush=True)
+            print(f"  {name:11} {how} {value:.5f}   tokbench {numbers[name]:.5f}")
+        print(f"  {how} way: " + ", ".join(f"{name} {value:.1f} s" for name, value in parts.items()))
+        costs.append((mine, other))
+        compare(how, mine, other)
+    print("both tokenizers")
+    mine, other = (
+        Cost(sum(c.seconds for c in side), sum(c.cpu for c in side), max(c.peak for c in side), "")
+        for side in zip(*costs, strict=True)
+    )
+    compare(how, mine, other)
+
+
+def compare(how: str, mine: Cost, other: Cost) -> None:
+    """Print two costs and their ratios."""
+    print(f"  wall   {how} {other.seconds:7.1f} s   tokbench {mine.seconds:7.1f} s   "
+          f"ratio {other.seconds / mine.seconds:.2f}")  # fmt: skip
+    print(f"  CPU    {how} {other.cpu:7.1f} s   tokbench {mine.cpu:7.1f} s   ratio {other.cpu / mine.cpu:.2f}")
+    print(f"  memory {how} {other.peak >> 20:7} MiB tokbench {mine.peak >> 20:7} MiB "
+          f"ratio {other.peak / max(1, mine.peak):.2f}", flush=True)  # fmt: skip
+
+
+def components(weights: Path) -> None:
+    """Print how fast each part runs, theirs and ours, taking turns in one process, best of five.
+
+    What the ratios bound: one image costs Inception twice (reference and reconstruction; once for a second tokenizer) and
+    every other part once.
+    """
+    import lpips
+    import numpy as np
+    import torch
+    from PIL import Image
+    from skimage.metrics import structural_similarity
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from tokbench.device import pin_numerics
+    from tokbench.metrics.features import Inception
+    from tokbench.metrics.perceptual import Lpips
+    from tokbench.metrics.ssim import Ssim
+    from tokbench.spec import TokenizerSpec
+    from tokbench.types import Code, Sample
+
+    pin_numerics()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (16, 3, 256, 256), generator=g).float() / 255
+    y = ((x + 0.05 * torch.randn(x.shape, generator=g)).clamp(0, 1) * 255).round() / 255
+    levels = [(side * 255).byte() for side in (x, y)]
+    arrays = [np.ascontiguousarray(side.permute(0, 2, 3, 1).numpy()) for side in levels]
+    inception = FeatureExtractorInceptionV3(
+        "i", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights / "inception.pth")
+    )
+    perceptual = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    mine, near, alike = (
+        Inception("tf1", str(weights / "inception.pth")),
+        Lpips(weights=str(weights / "alex.pth")),
+        Ssim(),
+    )
+    keys = tuple(str(index) for index in range(8))
+    batch = Sample(keys, x[:8], y[:8], y[:8], Code(), TokenizerSpec("x", "image", "none"), groups=keys)
+
+    def png() -> None:
+        for image in arrays[0][:8]:
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "png")
+            for _ in range(3):
+                np.array(Image.open(file))
+
+    def skimage() -> None:
+        for a, b in zip(arrays[0][:8], arrays[1][:8], strict=True):
+            structural_similarity(a, b, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+
+    def one_by_one() -> None:
+        for a, b in zip(x[:8], y[:8], strict=True):
+            perceptual(a[None] * 2 - 1, b[None] * 2 - 1)
+
+    rows: list[tuple[str, int, Callable[[], object], Callable[[], object] | None]] = [
+        ("Inception, images/s", 16, lambda: inception(levels[0]), lambda: mine.of(x)),
+        ("LPIPS alex, pairs/s", 8, one_by_one, lambda: near(batch)),
+        ("SSIM, pairs/s", 8, skimage, lambda: alike(batch)),
+        ("PNG, written once and read three times, images/s", 8, png, None),
+    ]
+    with torch.inference_mode():
+        for name, count, other, own in rows:
+            best = [math.inf, math.inf]
+            for _ in range(6):
+                for place, call in enumerate((other, own)):
+                    start = time.perf_counter()
+                    if call is not None:
+                        call()
+                    best[place] = min(best[place], time.perf_counter() - start)
+            told = f"tokbench {count / best[1]:8.1f}   ratio {best[0] / best[1]:.2f}" if own else "tokbench: not needed"
+            print(f"{name:50} usual {count / best[0]:8.1f}   {told}", flush=True)
 
 
 def memory(sizes: list[int], scratch: Path, weights: Path) -> None:
     """Print the peak memory of tokbench at several numbers of images."""
     for size in sizes:
         pictures = make_pictures(scratch / f"pictures-{size}", size)
-        cost, _ = ours(pictures, weights, scratch / f"results-{size}", TOKENIZERS[1], 0)
+        cost, _ = ours(
+            Setting(pictures, weights, scratch / "bytecode", None, 0), scratch / f"results-{size}", TOKENIZERS[1]
+        )
         print(f"{size:6} images: {cost.peak >> 20:6} MiB, {cost.seconds:6.1f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument(
+        "--careful", action="store_true", help="let the usual way keep references for the second tokenizer"
+    )
+    parser.add_argument("--components", action="store_true", help="time the parts one by one")
     parser.add_argument("--workers", type=int, default=0, help="processes of tokbench")
     parser.add_argument("--memory", type=int, nargs="+", metavar="IMAGES")
     parser.add_argument("--usual", metavar="TOKENIZER", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--keep", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.usual:
-        usual(asked.folder, asked.weights, asked.usual)
+        usual(asked.folder, asked.weights, asked.usual, asked.keep)
         return
     from tokbench.metrics import seeded
 
@@ -205,8 +359,10 @@ def main() -> None:
             seeded.write(name, scratch / "weights" / f"{name}.pth")
         if asked.memory:
             memory(asked.memory, scratch, scratch / "weights")
+        elif asked.components:
+            components(scratch / "weights")
         else:
-            side_by_side(asked.images, scratch, scratch / "weights", asked.workers)
+            side_by_side(asked.images, scratch, scratch / "weights", asked)
 
 
 if __name__ == "__main__":

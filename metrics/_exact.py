@@ -23,7 +23,7 @@ SHIFTS = (16, 11, 6, 1, -4)
 LIMIT = 960_000
 """Steps a value may span: 10^7 products of two such values stay below 2^63, and 9,000 below 2^53."""
 
-_BLOCK = 4096
+_BLOCK, _STRIP = 1024, 256
 
 
 def row_name(key: str) -> str:
@@ -103,9 +103,11 @@ def moments(state: State, side: str) -> Moments | None:
     if rows:
         for key, value in _fold(torch.stack(rows)).items():
             sums[key] = sums[key] + value if key in sums else value
-    mean, second = _unscaled(sums)
+    mean, covariance = _unscaled(sums)
     mean /= total
-    covariance = (second - total * np.outer(mean, mean)) / (total - 1)
+    for index in range(len(mean)):
+        covariance[index] -= total * (mean[index] * mean)
+        covariance[index] /= total - 1
     return Moments(total, mean, covariance)
 
 
@@ -131,32 +133,50 @@ def _steps(rows: Tensor, shifts: Tensor) -> Tensor:
 
 
 def _fold(rows: Tensor) -> State:
-    """Return count, sum and upper triangle of the products of (n, d) rows, in steps, int64, a set a shift."""
+    """Return count, sum and upper triangle of the products of (n, d) rows, in steps, int64, a set a shift.
+
+    The triangle is made in strips of rows: the whole square, its indices and its integers would be ten times its size.
+    """
     out: State = {}
     shifts = _shifts(rows)
-    first, second = torch.triu_indices(rows.shape[1], rows.shape[1])
+    size = rows.shape[1]
     for shift in sorted(set(shifts.tolist())):
-        steps = _steps(rows[shifts == shift], shifts[shifts == shift])
-        products = torch.zeros(first.numel(), dtype=torch.int64)
-        for block in torch.split(steps, _BLOCK):
+        mine = rows[shifts == shift]
+        total = torch.zeros(size, dtype=torch.int64)
+        products = torch.zeros(size * (size + 1) // 2, dtype=torch.int64)
+        for part in torch.split(mine, _BLOCK):
             # Every partial sum is an integer below 2^53: float64 adds them without rounding in whatever order.
-            products += (block.T @ block)[first, second].to(torch.int64)
-        out[f"count/{shift}"] = torch.tensor(len(steps))
-        out[f"sum/{shift}"] = steps.sum(0).to(torch.int64)
+            block = _steps(part, torch.full((len(part),), shift))
+            total += block.sum(0).to(torch.int64)
+            for first in range(0, size, _STRIP):
+                strip = (block[:, first : first + _STRIP].T @ block[:, first:]).to(torch.int64)
+                for row, values in enumerate(strip):
+                    products[_row(first + row, size)] += values[row:]
+        out[f"count/{shift}"] = torch.tensor(len(mine))
+        out[f"sum/{shift}"] = total
         out[f"products/{shift}"] = products
     return out
+
+
+def _row(index: int, size: int) -> slice:
+    """Return where row `index` of an upper triangle, from its diagonal on, lies in the flat triangle."""
+    start = index * size - index * (index - 1) // 2
+    return slice(start, start + size - index)
 
 
 def _unscaled(sums: Mapping[str, Tensor]) -> tuple[Array, Array]:
     """Return the sum (d,) and the sum of products (d, d) over all shifts, in the unit of the features."""
     shifts = sorted(int(key.partition("/")[2]) for key in sums if key.startswith("count/"))
     size = sums[f"sum/{shifts[0]}"].numel()
-    upper = np.triu_indices(size)
     total, second = np.zeros(size), np.zeros((size, size))
     for shift in shifts:
         total += sums[f"sum/{shift}"].numpy() * math.ldexp(1.0, -shift)
-        second[upper] += sums[f"products/{shift}"].numpy() * math.ldexp(1.0, -2 * shift)
-    return total, second + np.triu(second, 1).T
+        products = sums[f"products/{shift}"].numpy()
+        for index in range(size):
+            second[index, index:] += products[_row(index, size)] * math.ldexp(1.0, -2 * shift)
+    for index in range(size):
+        second[index + 1 :, index] = second[index, index + 1 :]
+    return total, second
 
 
 def _row_names(state: State, side: str) -> list[str]:
