@@ -198,3 +198,23 @@ def test_check_of_untrained_weights_skips_what_only_trained_ones_pass(tokbench_c
     assert done.returncode == 0
     assert "skip  range  the weights are not trained" in done.stdout
     assert "pass  deterministic" in done.stdout
+
+
+def test_every_card_is_listed_and_shown_without_torch() -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tokbench.cli.listing import Kind, list_\n"
+        "from tokbench.cli.show import show\n"
+        "from tokbench.registry import catalogs\n"
+        "list_(Kind.tokenizers, '*', True, False)\n"
+        "names = sorted(catalogs().cards)\n"
+        "for name in names: show(name, False, Path('results'), False)\n"
+        "assert not catalogs().broken\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "print('shown', len(names), sorted(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    last = done.stdout.splitlines()[-1].split()
+    assert int(last[1]) > 300
+    assert last[2:] == ["[]"]
