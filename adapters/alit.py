@@ -15,10 +15,9 @@ from tokbench.types import Neighbours, Weights
 from .nn.codebooks import CodebookTokenizer
 from .nn.keynames import published_as
 from .nn.maskgit_cnn import Shape, Stage, TableAutoencoder, naming
-from .nn.neighbours import TableNeighbours
 from .nn.network import load_network
-from .nn.quantize import lookup, nearest
-from .nn.vit2d import Attention, Block, Mlp, layer_norm, renamed
+from .nn.quantize import VectorQuantizer, lookup, nearest
+from .nn.vit2d import OPEN_CLIP_BLOCK, Attention, Block, Mlp, layer_norm, renamed
 
 
 def _blocks(width: int, layers: int, heads: int) -> nn.ModuleList:
@@ -108,7 +107,7 @@ class Alit(nn.Module):
         self.latent_token_positional_embedding = nn.Parameter(torch.empty(step, width))
         self.timestep_embedding = nn.Parameter(torch.empty(limit, step, width))
         self.patch_embed = nn.Conv2d(3, width - shape.latent_channels, 16, stride=16)
-        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(codebook_size, code)})
+        self.quantize = VectorQuantizer(codebook_size, code, "cosine")
         vqgan = TableAutoencoder(shape, base_codes)
         # MAGE's middle has two blocks, whatever the levels have.
         vqgan.encoder.mid = Stage(shape.levels[-1], shape.levels[-1], 2)
@@ -117,16 +116,14 @@ class Alit(nn.Module):
 
     def _logits(self, indices: Tensor) -> Tensor:
         """Decode indices (B, n) to logits over the base tokenizer's codes (B, side * side, base_codes)."""
-        table: Tensor = self.quantize["embedding"].weight  # type: ignore[assignment]
         mask = self.decoder_mask_token.expand(1, self._side**2, -1)
         masked = torch.cat([self.decoder_class_embedding[None], mask], dim=1) + self.decoder_positional_embedding
-        out: Tensor = self.decoder(lookup(indices, table, normalise=True), masked)
+        out: Tensor = self.decoder(lookup(indices, self.quantize.embedding.weight, normalise=True), masked)
         return out
 
     def neighbours(self, codebook: str) -> Neighbours:
         """Return what lies near an entry of the table."""
-        del codebook
-        return TableNeighbours(self.quantize["embedding"].weight, cosine=True)  # type: ignore[arg-type]
+        return self.quantize.neighbours(codebook)
 
     def unquantized(self, x: Tensor, codebook: str) -> Tensor:
         """Return what the table is searched with after the last pass, (B, passes * step, D)."""
@@ -147,8 +144,7 @@ class Alit(nn.Module):
         image = torch.cat([first, F.normalize(tokens, dim=-1)], dim=1) + self.encoder_positional_embedding
         fresh = (self.latent_tokens + self.latent_token_positional_embedding).expand(len(x), -1, -1)
         h = self.encoder_ln_pre(torch.cat([image, fresh + self.timestep_embedding[0]], dim=1))
-        table: Tensor = self.quantize["embedding"].weight  # type: ignore[assignment]
-        count = image.shape[1]
+        table, count = self.quantize.embedding.weight, image.shape[1]
         for step in range(self._passes):
             h = self.encoder(h)
             latents = self.pre_quantizer_mlp(self.encoder_ln_post(h[:, count:]))
@@ -170,17 +166,6 @@ class Alit(nn.Module):
         return out
 
 
-_LAYOUT = renamed(
-    [
-        (r"\.ln_([12])\.", r".norm\1."),
-        (r"\.attn\.in_proj_", ".attn.qkv."),
-        (r"\.attn\.out_proj\.", ".attn.proj."),
-        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-    ]
-)
-
-
 def tokenizer(card: Card, weights: Weights) -> CodebookTokenizer:
     """Load the moving averages of a checkpoint without its discriminators; `tokens` of the options fixes the passes."""
     shape = dict(card.architecture)
@@ -189,7 +174,7 @@ def tokenizer(card: Card, weights: Weights) -> CodebookTokenizer:
         weights,
         lambda: Alit(**shape, passes=int(card.options["tokens"]) // shape["step"]),
         inside=("ema",),
-        layouts=[_LAYOUT, published_as(naming("mage", len(shape["base"]["multipliers"])))],
+        layouts=[renamed(OPEN_CLIP_BLOCK), published_as(naming("mage", len(shape["base"]["multipliers"])))],
         drop=["gan_losses.*"],
     )
     return CodebookTokenizer(loaded, loaded.module)

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokbench.errors import DecodeError, MissingExtra, NotApplicable, UsageError
+from tokbench.errors import DecodeError, NotApplicable, UsageError
 from tokbench.types import Code, Stream
 
-from .nn.classical import finite, map_rows, payload_of
+from .nn.classical import map_rows, payload_of, require_encoder, sound_rows
 
 if TYPE_CHECKING:
     from tokbench.spec import Card, Option
@@ -72,7 +72,7 @@ class AudioCodec:
         self._options = card.options
         self._coder = _CODERS[card.architecture["codec"]]
         self._rate = card.spec.sample_rate or 48_000
-        _require(self._coder.encoder)
+        require_encoder(self._coder.encoder, "audio codecs")
 
     def encode(self, x: Tensor) -> Code:
         """Encode each row to one payload.
@@ -81,11 +81,7 @@ class AudioCodec:
             UsageError: Not (B, C, T).
             NotApplicable: More than two channels, or NaN in the signal.
         """
-        if x.ndim != 3:
-            raise UsageError(f"{self.spec.name} takes (B, C, T), got {tuple(x.shape)}")
-        if x.shape[1] not in {1, 2}:
-            raise NotApplicable(f"{self.spec.name} takes 1 or 2 channels, got {x.shape[1]}")
-        return Code(payload=tuple(map_rows(self._write, list(finite(x, self.spec.name).numpy()))))
+        return Code(payload=tuple(map_rows(self._write, sound_rows(x, self.spec.name, {1, 2}))))
 
     def decode(self, code: Code) -> Tensor:
         """Decode each payload: (B, C, T) float32 on the CPU; clipped sound may leave [-1, 1] by a little.
@@ -272,18 +268,6 @@ def _aac_head(extradata: bytes) -> bytes:
 def _nothing(data: bytes) -> bytes:
     del data
     return b""
-
-
-def _require(encoder: str) -> None:
-    try:
-        import av
-
-        av.codec.Codec(encoder, "w")
-    except ImportError as error:
-        raise MissingExtra("audio codecs need PyAV", "pip install av") from error
-    except ValueError as error:
-        fix = "pip install --only-binary av --force-reinstall av"
-        raise MissingExtra(f"this PyAV was built without {encoder}", fix) from error
 
 
 _CODERS: Mapping[str, Coder] = MappingProxyType(

@@ -15,11 +15,11 @@ from tokbench.weights import load_state
 
 from .nn.checkpoint import State, assemble, weight_norm
 from .nn.codebooks import CodebookTokenizer
-from .nn.codec_hifigan import CausalConv1d, CausalConvTranspose1d, CausalHifiGan
-from .nn.codec_residual import ResidualTables
+from .nn.hifigan import CausalConv1d, CausalConvTranspose1d, CausalHifiGan
 from .nn.neighbours import TableNeighbours
 from .nn.network import NetworkTokenizer
 from .nn.quantize import no_single_search
+from .nn.residual_tables import ResidualTables
 
 _TABLE = "quantizer.codebook.layers."
 _SENDER = ("encoder.", "projector.", "quantizer.")

@@ -14,12 +14,12 @@ from tokbench.weights import load_state
 
 from .nn.checkpoint import assemble, weight_norm
 from .nn.codebooks import CodebookTokenizer
-from .nn.codec_seanet import Recurrent
-from .nn.codec_snake import AliasFreeSnake, SnakeStage
 from .nn.keynames import Rule, published_as
 from .nn.neighbours import TableNeighbours
 from .nn.network import NetworkTokenizer
 from .nn.quantize import lookup, nearest
+from .nn.seanet import Recurrent
+from .nn.snake import AliasFreeSnake, SnakeStage
 
 NAMES: tuple[Rule, ...] = (
     (r"^encoder\.", "CodecEnc.block."),

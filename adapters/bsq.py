@@ -19,6 +19,7 @@ from .nn.codebooks import CodebookTokenizer
 from .nn.neighbours import BitNeighbours
 from .nn.network import load_network
 from .nn.vit2d import (
+    OPEN_CLIP_BLOCK,
     Attention,
     Block,
     GatedMlp,
@@ -158,11 +159,7 @@ _BSQ = renamed(
         (r"\.ln_pre\.", ".norm_pre."),
         (r"\.ln_post\.", ".norm_post."),
         (r"\.transformer\.resblocks\.", ".blocks."),
-        (r"\.ln_([12])\.", r".norm\1."),
-        (r"\.attn\.in_proj_", ".attn.qkv."),
-        (r"\.attn\.out_proj\.", ".attn.proj."),
-        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+        *OPEN_CLIP_BLOCK,
         (r"^quant_embed\.", "to_code."),
         (r"^post_quant_embed\.", "from_code."),
         (r"^decoder\.ffn\.0\.", "head.0."),

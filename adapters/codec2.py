@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokbench.errors import DecodeError, NotApplicable, UsageError
+from tokbench.errors import DecodeError
 from tokbench.types import Code
 
 from .nn.checkpoint import library
-from .nn.classical import finite, map_rows, payload_of
+from .nn.classical import map_rows, payload_of, sound_rows
 
 if TYPE_CHECKING:
     from tokbench.spec import Card
 
-_WORKER = Path(__file__).parent / "nn" / "audio_codec2_worker.py"
+_WORKER = Path(__file__).parent / "nn" / "codec2_worker.py"
 _LENGTH_BYTES = 4
 
 
@@ -56,11 +56,7 @@ class Codec2:
             UsageError: Not (B, C, T).
             NotApplicable: More than one channel, or NaN in the signal.
         """
-        if x.ndim != 3:
-            raise UsageError(f"{self.spec.name} takes (B, C, T), got {tuple(x.shape)}")
-        if x.shape[1] != 1:
-            raise NotApplicable(f"{self.spec.name} takes 1 channel, got {x.shape[1]}")
-        return Code(payload=tuple(map_rows(self._write, list(finite(x, self.spec.name)[:, 0].numpy()))))
+        return Code(payload=tuple(map_rows(self._write, [row[0] for row in sound_rows(x, self.spec.name, {1})])))
 
     def decode(self, code: Code) -> Tensor:
         """Decode each payload: (B, 1, T) float32 on the CPU.

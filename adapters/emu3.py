@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tokbench.spec import Card
 from tokbench.types import Code, Neighbours, Stream, Weights
-from tokbench.weights import load_state
 
-from .nn.checkpoint import State, assemble, dtype_of, library, place
+from .nn.checkpoint import State, dtype_of, place, transformers_model
 from .nn.neighbours import TableNeighbours
 
 _RULES = [
@@ -58,13 +57,10 @@ class Emu3:
     """
 
     def __init__(self, card: Card, weights: Weights) -> None:
-        model, config = library(
-            "transformers", ["Emu3VQVAE", "Emu3VQVAEConfig"], card.name, card.extra or "transformers"
-        )
-        path = weights["model"]
         self.spec = card.spec
-        make = lambda: model(config(**card.architecture))  # noqa: E731
-        self._module: Any = assemble(make, load_state(path), layouts=[_layout], source=str(path))
+        self._module: Any = transformers_model(
+            card, weights, "Emu3VQVAEConfig", "Emu3VQVAE", card.architecture, layouts=[_layout]
+        )
 
     def to(self, device: str, dtype: str) -> None:
         """Move the network; `dtype` is float32, bfloat16 or float16."""

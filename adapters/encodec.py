@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tokbench.spec import Card
-from tokbench.types import Code, Stream, Weights
-from tokbench.weights import load_state
+from tokbench.types import Code, Weights
 
-from .nn.checkpoint import assemble, dtype_of, library, place, weight_norm
+from .nn.checkpoint import dtype_of, place, transformers_model, weight_norm
+from .nn.codes import parallel_streams, stacked_indices
 
 _SCALE_BITS = 32
 
@@ -37,22 +37,20 @@ class Encodec:
     """
 
     def __init__(self, card: Card, weights: Weights) -> None:
-        config_kind, model_kind = library(
-            "transformers", ["EncodecConfig", "EncodecModel"], card.name, card.extra or "transformers"
-        )
-        config: Any = config_kind(**card.architecture)
-        self._bandwidth = float(card.options.get("bandwidth", config.target_bandwidths[-1]))
-        self._chunk: int | None = config.chunk_length
-        self._stride: int | None = config.chunk_stride
-        path = weights["model"]
-        self._module: Any = assemble(
-            lambda: model_kind(config),
-            load_state(path),
+        self._module: Any = transformers_model(
+            card,
+            weights,
+            "EncodecConfig",
+            "EncodecModel",
+            card.architecture,
             layouts=[weight_norm],
             # Statistics of the codebooks' training; inference reads `embed` only.
             optional=["*.codebook.inited", "*.codebook.cluster_size", "*.codebook.embed_avg"],
-            source=str(path),
         )
+        config = self._module.config
+        self._bandwidth = float(card.options.get("bandwidth", config.target_bandwidths[-1]))
+        self._chunk: int | None = config.chunk_length
+        self._stride: int | None = config.chunk_stride
         # Chunks are cut here: the library's own loop cannot stack them where the last but one is a frame short.
         self._module.config.chunk_length_s = None
         count = self._module.quantizer.get_num_quantizers_for_bandwidth(self._bandwidth)
@@ -72,9 +70,7 @@ class Encodec:
             codes.append(out.audio_codes[0])
             scales.append(out.audio_scales[0])
         indices = torch.cat(codes, dim=-1)
-        streams = tuple(
-            Stream(str(k), self._codebook_size, row.contiguous()) for k, row in enumerate(indices.unbind(dim=1))
-        )
+        streams = parallel_streams(indices, self._codebook_size)
         if scales[0] is None:
             return Code(streams)
         frames = torch.tensor([[part.shape[-1] for part in codes]], device=indices.device).expand(len(x), -1)
@@ -83,8 +79,12 @@ class Encodec:
 
     @torch.no_grad()
     def decode(self, code: Code) -> Tensor:
-        """Map a code to (B, C, T') float32, T' at least the length that was encoded."""
-        indices = torch.stack([stream.indices for stream in code.streams], dim=1)
+        """Map a code to (B, C, T') float32, T' at least the length that was encoded.
+
+        Raises:
+            ValueError: The code has another number of streams.
+        """
+        indices = stacked_indices(code, len(self.spec.codebook_size), self.spec.name)
         if "scales" not in code.side:
             return self._signal(indices, None)
         lengths = [int(n) for n in code.side["frames"][0]]

@@ -16,12 +16,12 @@ from tokbench.types import Neighbours, Weights
 
 from .nn.checkpoint import State
 from .nn.codebooks import CodebookTokenizer
-from .nn.codec_focal import FocalDecoder, FocalEncoder
-from .nn.codec_vocos import SpectrumHead, VocosBackbone
-from .nn.codec_wavlm import WavLmShape, WavLmTrunk
+from .nn.focal import FocalDecoder, FocalEncoder
 from .nn.keynames import Rule, published_as
 from .nn.neighbours import BitNeighbours
 from .nn.network import load_network
+from .nn.vocos import SpectrumHead, VocosBackbone
+from .nn.wavlm import WavLmShape, WavLmTrunk
 
 NAMES: tuple[Rule, ...] = (
     (r"^backbone\.embed\.", "decoder.backbone.embedding."),

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from tokbench.spec import Card
 from tokbench.types import Neighbours, Stream, Weights
 
+from .nn.bigvgan import BigVgan
 from .nn.checkpoint import State, weight_norm
 from .nn.codebooks import CodebookTokenizer
-from .nn.codec_bigvgan import BigVgan
-from .nn.codec_seanet import SeanetEncoder
-from .nn.codec_vocos import VocosBackbone
 from .nn.keynames import Rule, published_as
 from .nn.network import lightning_ema, load_network
 from .nn.quantize import VectorQuantizer
+from .nn.seanet import SeanetEncoder
+from .nn.vocos import VocosBackbone
 
 NAMES: tuple[Rule, ...] = (
     (r"^mel_head\.", "melhead.transconv."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,11 @@ from torch import Tensor
 
 from tokbench.spec import Card
 from tokbench.types import Code, Weights
-from tokbench.weights import load_state
 
-from .nn.audio_codes import parallel_streams, stacked_indices
-from .nn.audio_features import kaldi_filter_banks, pad_end
-from .nn.audio_resample import resampled
-from .nn.checkpoint import assemble, dtype_of, library, place
+from .nn.checkpoint import dtype_of, place, transformers_model
+from .nn.codes import parallel_streams, stacked_indices
+from .nn.filterbanks import kaldi_filter_banks, pad_end
+from .nn.resample import resampled
 
 _MODELS = {"xcodec2": "Xcodec2", "neucodec": "NeuCodec"}
 
@@ -41,21 +41,12 @@ class NeuCodec:
     def __init__(self, card: Card, weights: Weights) -> None:
         arguments = dict(card.architecture)
         prefix = _MODELS[str(arguments.pop("model_type"))]
-        config_kind, model_kind = library(
-            "transformers", [f"{prefix}Config", f"{prefix}Model"], card.name, card.extra or "transformers"
+        mask = "semantic_encoder.masked_spec_embed"
+        self._module: Any = transformers_model(
+            card, weights, f"{prefix}Config", f"{prefix}Model", arguments, drop=[mask], optional=[mask]
         )
-        config: Any = config_kind(**arguments)
-        path = weights["model"]
-        self._module: Any = assemble(
-            lambda: model_kind(config),
-            load_state(path),
-            drop=["semantic_encoder.masked_spec_embed"],
-            optional=["semantic_encoder.masked_spec_embed"],
-            source=str(path),
-        )
-        self._size = 1
-        for levels in config.quantization_levels:
-            self._size *= int(levels)
+        config = self._module.config
+        self._size = math.prod(map(int, config.quantization_levels))
         self._rate = int(card.spec.sample_rate or 16_000)
         self._input_rate = int(getattr(config, "input_sampling_rate", self._rate))
         self._hop = int(getattr(config, "encoder_hop_length", config.hop_length))

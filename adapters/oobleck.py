@@ -8,8 +8,8 @@ from tokbench.spec import Card
 from tokbench.types import Weights
 from tokbench.weights import load_state
 
-from .nn.audio_latents import LatentCodec
 from .nn.checkpoint import assemble, library, weight_norm
+from .nn.codec import LatentCodec
 
 
 def tokenizer(card: Card, weights: Weights) -> LatentCodec:

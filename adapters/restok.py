@@ -18,9 +18,8 @@ from .nn.keynames import published_as
 from .nn.maskgit_cnn import Decoder as PixelDecoder
 from .nn.maskgit_cnn import Encoder as PixelEncoder
 from .nn.maskgit_cnn import Shape, naming
-from .nn.neighbours import TableNeighbours
 from .nn.network import load_network
-from .nn.quantize import lookup, nearest
+from .nn.quantize import VectorQuantizer, lookup, nearest
 from .nn.vit2d import Attention, Block, Mlp, Rotate, imagenet, layer_norm, rotate_pairs
 
 _STAGES = 4
@@ -187,7 +186,7 @@ class ResTok(nn.Module):
         self.pixel_encoder, self.pixel_decoder = PixelEncoder(shape), PixelDecoder(shape)
         self.encoder = _Encoder(width, layers, heads, features, code, levels)
         self.decoder = _Decoder(width, layers, heads, features, code, levels, image_size // 16)
-        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(codebook_size, code)})
+        self.quantize = VectorQuantizer(codebook_size, code, "cosine")
 
     def features(self, x: Tensor) -> Tensor:
         """Map (B, 3, H, W) in [0, 1] to what is quantized: (B, code, tokens)."""
@@ -197,8 +196,7 @@ class ResTok(nn.Module):
 
     def neighbours(self, codebook: str) -> Neighbours:
         """Return what lies near an entry of the table."""
-        del codebook
-        return TableNeighbours(self.quantize["embedding"].weight, cosine=True)  # type: ignore[arg-type]
+        return self.quantize.neighbours(codebook)
 
     def unquantized(self, x: Tensor, codebook: str) -> Tensor:
         """Return what the table is searched with, (B, keep, code)."""
@@ -207,7 +205,7 @@ class ResTok(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Map (B, 3, H, W) in [0, 1] to indices (B, 1, keep), coarse to fine."""
-        table: Tensor = self.quantize["embedding"].weight  # type: ignore[assignment]
+        table = self.quantize.embedding.weight
         return nearest(self.features(x).transpose(1, 2), table, "cosine")[:, None, : self._keep]
 
     def decode(self, indices: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -217,7 +215,7 @@ class ResTok(nn.Module):
             indices: The first n tokens, or those at `kept`.
             kept: (B, n) places of the tokens.
         """
-        table: Tensor = self.quantize["embedding"].weight  # type: ignore[assignment]
+        table = self.quantize.embedding.weight
         out: Tensor = self.pixel_decoder(self.decoder(lookup(indices[:, 0], table, normalise=True), kept))
         return out
 

@@ -14,9 +14,9 @@ from tokbench.spec import Card
 from tokbench.types import Code, Stream, Weights
 from tokbench.weights import WeightsRefused, load_state
 
-from .nn.audio_features import whisper_log_mel
-from .nn.audio_whisper_fsq import SpeechEncoder
 from .nn.checkpoint import assemble, dtype_of, library, place
+from .nn.filterbanks import whisper_log_mel
+from .nn.whisper_fsq import SpeechEncoder
 
 _WINDOW, _STRIDE, _EDGE = 3000, 2600, 50
 """Mel frames of a window (30 s) and between windows; tokens dropped at each inner edge."""

@@ -17,7 +17,7 @@ from tokbench.weights import WeightsRefused
 from .nn.codebooks import CodebookTokenizer, load_tokens
 from .nn.network import NetworkTokenizer
 from .nn.token_quantizers import SoftMixture, Unquantized
-from .nn.vit1d import DINOV2_NAMES, Autoencoder1d, Layout, dinov2_size
+from .nn.vit1d import DINOV2_NAMES, Autoencoder1d, dinov2_layout
 
 UNUSED = (
     "quantize.*codebook_used",
@@ -42,14 +42,8 @@ def module_of(card: Card) -> Autoencoder1d:
     """
     architecture = card.architecture
     channels = int(architecture["channels"])
-    layout = Layout(
-        style="dinov2",
-        encoder=dinov2_size(architecture["encoder"]),
-        decoder=dinov2_size(architecture["decoder"]),
-        image_size=int(architecture.get("image_size", 256)),
-        patch=int(architecture.get("patch", 16)),
-        latents=int(architecture["latents"]),
-        code_channels=channels,
+    layout = replace(
+        dinov2_layout(architecture, latents=int(architecture["latents"]), code_channels=channels),
         rotary=bool(architecture.get("rotary", False)),
         decoder_class=bool(architecture.get("decoder_class", True)),
     )

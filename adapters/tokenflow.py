@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from tokbench.spec import Card
 from tokbench.types import Neighbours, Stream, Weights
 
+from .nn.checkpoint import assemble
 from .nn.clip import ClipVision
+from .nn.keynames import published_as
 from .nn.latent import LatentTokenizer
-from .nn.llamagen import fill
+from .nn.llamagen import fill, training_state
 from .nn.neighbours import TableNeighbours
 from .nn.quantize import channels_first, channels_last, lookup, nearest, no_single_search
+from .nn.siglip import SiglipTrunk, siglip_layouts
 from .nn.taming import Decoder, Encoder, Trunk, official_key
 
 
@@ -51,10 +54,7 @@ class SharedIndexQuantizer(nn.Module):
         """Map the streams of all scales to (B, semantic + pixel, s, s)."""
         table = self._table()
         parts = [self._enlarged(stream.indices, table) for stream in streams]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        return sum(parts[1:], start=parts[0])
 
     def neighbours(self, codebook: str) -> Neighbours:
         """Return what lies near an entry, in both tables together."""
@@ -74,19 +74,34 @@ class SharedIndexQuantizer(nn.Module):
         return F.interpolate(rows, size=(self.sides[-1], self.sides[-1]), mode="bicubic")
 
 
+class SiglipVision(nn.Module):
+    """SigLIP of 14-pixel patches at 384x384, as far as the block before its last: (B, 3, 384, 384) to (B, width, 27, 27)."""
+
+    def __init__(self, width: int, layers: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.trunk = SiglipTrunk(width, layers, heads, hidden, 27, (layers,))
+        self.trunk.patch_embed = nn.Conv2d(3, width, 14, stride=14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map an image in [-1, 1]; six pixels at its right and bottom are not seen."""
+        return torch.unflatten(self.trunk(x.clamp(-1, 1))[0].transpose(1, 2), 2, (27, 27))
+
+
 class TokenFlow(nn.Module):
     """A CLIP tower and LlamaGen's encoder into one code; LlamaGen's decoder out of the pixel part of it.
 
-    Reference: Qu et al., TokenFlow, 2024 (arXiv:2412.03069), teacher `clipb_224`. The semantic decoder is left out.
+    Reference: Qu et al., TokenFlow, 2024 (arXiv:2412.03069), teachers `clipb_224` and `siglip_384`, whose pixel
+    half works on the image enlarged to 16 pixels a place and is brought back. The semantic decoder is left out.
 
     Args:
         codebook_size: Rows of both tables.
         semantic: Channels of the semantic one.
         pixel: Of the pixel one.
         sides: Scales.
-        clip: Arguments of `nn.clip.ClipVision`.
-        encoder: Of `nn.taming.Trunk`, for the pixel encoder.
+        encoder: Arguments of `nn.taming.Trunk`, for the pixel encoder.
         decoder: The same for the decoder.
+        clip: Of `nn.clip.ClipVision`,
+        siglip: or of `SiglipVision`.
     """
 
     def __init__(
@@ -95,30 +110,35 @@ class TokenFlow(nn.Module):
         semantic: int,
         pixel: int,
         sides: Sequence[int],
-        clip: Mapping[str, int],
         encoder: Mapping[str, Any],
         decoder: Mapping[str, Any],
+        clip: Mapping[str, int] | None = None,
+        siglip: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         inner, outer = _trunk(encoder), _trunk(decoder)
-        width = clip["width"]
+        tower: Mapping[str, int] = siglip or clip or {}
+        width = tower["width"]
         self.encoder, self.decoder = Encoder(inner), Decoder(outer)
         self.quant_conv = nn.Conv2d(inner.z_channels, pixel, 1)
         self.post_quant_conv = nn.Conv2d(pixel, outer.z_channels, 1)
-        self.encoder_vqkd = ClipVision(**clip)
+        self.encoder_vqkd: nn.Module = SiglipVision(**tower) if siglip else ClipVision(**tower)
         self.encode_task_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, semantic))
         self.quantize = SharedIndexQuantizer(codebook_size, semantic, pixel, sides)
         self.semantic = semantic
+        self.sizes = (384, sides[-1] * 2 ** (len(inner.ch_mult) - 1)) if siglip else None
 
     def latents(self, x: Tensor) -> Tensor:
         """Map (B, 3, S, S) in [-1, 1], which CLIP too receives as it is, to (B, semantic + pixel, s, s)."""
         seen = channels_first(self.encode_task_layer(channels_last(self.encoder_vqkd(x))))
+        if self.sizes:
+            x = F.interpolate(x, size=(self.sizes[1], self.sizes[1]), mode="bicubic")
         return torch.cat([seen, self.quant_conv(self.encoder(x))], dim=1)
 
     def image(self, latents: Tensor) -> Tensor:
         """Map (B, semantic + pixel, s, s) to (B, 3, S, S), nominally in [-1, 1]."""
         out: Tensor = self.decoder(self.post_quant_conv(latents[:, self.semantic :]))
-        return out
+        return F.interpolate(out, size=(self.sizes[0], self.sizes[0]), mode="bicubic") if self.sizes else out
 
 
 def _trunk(table: Mapping[str, Any]) -> Trunk:
@@ -137,8 +157,25 @@ def published_key(own: str, card: Card) -> str:
     return official_key(own, "llamagen", len(card.architecture["encoder"]["ch_mult"]))
 
 
+_DROP = ("quantize.codebook_used", "decoder_vqkd.*", "decode_task_layer.*", "encoder_vqkd.proj", "scaling_layer.*")
+
+
 def tokenizer(card: Card, weights: Weights) -> LatentTokenizer:
     """Load a training checkpoint without its usage statistics and its semantic decoder."""
-    drop = ("quantize.codebook_used", "decoder_vqkd.*", "decode_task_layer.*", "encoder_vqkd.proj")
-    net = fill(weights, lambda: network(card), lambda own: published_key(own, card), drop=drop)
+    if "siglip" not in card.architecture:
+        net = fill(weights, lambda: network(card), lambda own: published_key(own, card), drop=_DROP)
+        return LatentTokenizer(card.spec, net, net.quantize)
+    path, tower = weights["model"], r"encoder_vqkd.vision_model."
+    last = card.architecture["siglip"]["layers"]
+    unread = [f"encoder_vqkd.trunk.{part}" for part in (f"blocks.{last}.*", "norm.*", "head.*", "*position_ids")]
+    net = assemble(
+        lambda: network(card),
+        training_state(path),
+        layouts=[
+            *siglip_layouts(tower.replace(".", r"\."), "encoder_vqkd.trunk."),
+            published_as([(r"^.*$", lambda found: published_key(found[0], card))]),
+        ],
+        drop=[*_DROP, *unread],
+        source=str(path),
+    )
     return LatentTokenizer(card.spec, net, net.quantize)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tokbench.spec import Card
 from tokbench.types import Weights
-from tokbench.weights import load_state
 
-from .nn.audio_latents import LatentCodec
-from .nn.checkpoint import assemble, library
+from .nn.checkpoint import transformers_model
+from .nn.codec import LatentCodec
 
 
 def tokenizer(card: Card, weights: Weights) -> LatentCodec:
@@ -21,15 +18,9 @@ def tokenizer(card: Card, weights: Weights) -> LatentCodec:
         MissingExtra: transformers is not installed or too old.
         WeightsRefused: The file does not fit the architecture.
     """
-    config_kind, model_kind = library(
-        "transformers",
-        ["VibeVoiceAcousticTokenizerConfig", "VibeVoiceAcousticTokenizerModel"],
-        card.name,
-        card.extra or "transformers",
+    module = transformers_model(
+        card, weights, "VibeVoiceAcousticTokenizerConfig", "VibeVoiceAcousticTokenizerModel", card.architecture
     )
-    config: Any = config_kind(**card.architecture)
-    path = weights["model"]
-    module: Any = assemble(lambda: model_kind(config), load_state(path), source=str(path))
     return LatentCodec(
         card.spec,
         module,

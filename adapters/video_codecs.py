@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokbench.errors import DecodeError, MissingExtra, NotApplicable, UsageError
+from tokbench.errors import DecodeError, NotApplicable, UsageError
 from tokbench.types import Code
 
-from .nn.classical import from_8bit, map_rows, payload_of, to_8bit
+from .nn.classical import from_8bit, map_rows, payload_of, require_encoder, to_8bit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class VideoCodec:
         self._options = card.options
         self._encoder = _ENCODERS[card.architecture["codec"]]
         self._pixels = _PIXELS[str(card.options.get("subsampling", "4:2:0"))]
-        _require(self._encoder.name)
+        require_encoder(self._encoder.name, "video codecs")
 
     def encode(self, x: Tensor) -> Code:
         """Encode each clip to one elementary stream.
@@ -201,18 +201,6 @@ def _header(unit: bytes) -> tuple[int, int] | None:
     """Return the type of a NAL unit and the byte after its header, which for SEI is the type of the first message."""
     at = unit.find(b"\x01") + 1
     return (unit[at] & 0x1F, unit[at + 1]) if 0 < at < len(unit) - 1 else None
-
-
-def _require(encoder: str) -> None:
-    try:
-        import av
-
-        av.codec.Codec(encoder, "w")
-    except ImportError as error:
-        raise MissingExtra("video codecs need PyAV", "pip install av") from error
-    except ValueError as error:
-        fix = "pip install --only-binary av --force-reinstall av"
-        raise MissingExtra(f"this PyAV was built without {encoder}", fix) from error
 
 
 _ENCODERS: Mapping[str, Encoder] = MappingProxyType(

@@ -12,11 +12,11 @@ from tokbench.types import Neighbours, Stream, Weights
 
 from .nn.checkpoint import State, weight_norm
 from .nn.codebooks import CodebookTokenizer
-from .nn.codec_seanet import SeanetEncoder
-from .nn.codec_vocos import SpectrumHead, VocosBackbone
 from .nn.keynames import Rule, published_as
 from .nn.network import load_network
 from .nn.quantize import VectorQuantizer
+from .nn.seanet import SeanetEncoder
+from .nn.vocos import SpectrumHead, VocosBackbone
 
 NAMES: tuple[Rule, ...] = (
     (r"^encoder\.", "feature_extractor.encodec.encoder."),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokbench.spec import Card
-from tokbench.types import Code, Weights
-from tokbench.weights import load_state
+from tokbench.types import Weights
 
-from .nn.audio_codes import parallel_streams, stacked_indices
-from .nn.audio_resample import resampled
-from .nn.checkpoint import assemble, dtype_of, library, place, weight_norm
+from .nn.checkpoint import transformers_model, weight_norm
+from .nn.codec import CodebookCodec
+from .nn.resample import resampled
 
 
-class Xcodec:
-    """A HuBERT or WavLM branch beside a DAC encoder, quantized together; one stream for each of the first K codebooks.
+def tokenizer(card: Card, weights: Weights) -> CodebookCodec:
+    """Build a HuBERT or WavLM branch beside a DAC encoder, quantized together; one stream for each of the first K codebooks.
 
     `card.architecture` holds the arguments of `XcodecConfig`, or with `model_type = "higgs_audio_v2_tokenizer"` those of
     `HiggsAudioV2TokenizerConfig`; the option `bandwidth` (kbit/s) chooses K as floor(bandwidth / (bits of a codebook x frame
@@ -33,67 +33,45 @@ class Xcodec:
         MissingExtra: transformers is not installed or too old.
         WeightsRefused: The file does not fit the architecture.
     """
+    arguments = dict(card.architecture)
+    higgs = arguments.pop("model_type", "xcodec") == "higgs_audio_v2_tokenizer"
+    module = transformers_model(
+        card,
+        weights,
+        "HiggsAudioV2TokenizerConfig" if higgs else "XcodecConfig",
+        "XcodecModel",
+        arguments,
+        layouts=[weight_norm],
+        drop=["decoder_semantic.*", "fc1.*", "*masked_spec_embed"],
+        optional=["*.codebook.inited", "*.codebook.cluster_size", "*.codebook.embed_avg", "*masked_spec_embed"],
+        change=partial(for_inference, projected=higgs),
+    )
+    if higgs:
+        module._extract_semantic_features = partial(semantic_features, module)
+    config = module.config
+    bandwidth, hop = float(card.options.get("bandwidth", config.target_bandwidths[-1])), int(config.hop_length)
+    count = int(module.quantizer.get_num_quantizers_for_bandwidth(bandwidth))
+    sizes = (int(config.codebook_size),) * count
+    return CodebookCodec(
+        replace(card.spec, codebook_size=sizes, token_rate=count * config.sample_rate / hop),
+        module,
+        encode=lambda x: module.encode(x, bandwidth=bandwidth).audio_codes,
+        decode=lambda indices: module.decode(indices).audio_values,
+        hop=hop,
+    )
 
-    def __init__(self, card: Card, weights: Weights) -> None:
-        arguments = dict(card.architecture)
-        higgs = arguments.pop("model_type", "xcodec") == "higgs_audio_v2_tokenizer"
-        config_name = "HiggsAudioV2TokenizerConfig" if higgs else "XcodecConfig"
-        config_kind, model_kind = library(
-            "transformers", [config_name, "XcodecModel"], card.name, card.extra or "transformers"
-        )
-        config: Any = config_kind(**arguments)
-        path = weights["model"]
-        self._module: Any = assemble(
-            lambda: for_inference(model_kind(config), projected=higgs),
-            load_state(path),
-            layouts=[weight_norm],
-            drop=["decoder_semantic.*", "fc1.*", "*masked_spec_embed"],
-            optional=["*.codebook.inited", "*.codebook.cluster_size", "*.codebook.embed_avg", "*masked_spec_embed"],
-            source=str(path),
-        )
-        if higgs:
-            self._module._extract_semantic_features = self._semantic_features
-        self._bandwidth = float(card.options.get("bandwidth", config.target_bandwidths[-1]))
-        self._hop = int(config.hop_length)
-        self._size = int(config.codebook_size)
-        self._count = int(self._module.quantizer.get_num_quantizers_for_bandwidth(self._bandwidth))
-        self.spec = replace(
-            card.spec,
-            codebook_size=(self._size,) * self._count,
-            token_rate=self._count * config.sample_rate / self._hop,
-        )
 
-    def to(self, device: str, dtype: str) -> None:
-        """Move the network."""
-        place(self._module, device, dtype)
+Xcodec = tokenizer
+"""What the cards name as their target, which is part of the identity of stored results."""
 
-    @torch.no_grad()
-    def encode(self, x: Tensor) -> Code:
-        """Map (B, 1, T) in [-1, 1], T a multiple of the hop, to K streams of indices (B, T / hop)."""
-        if x.shape[-1] % self._hop:
-            raise ValueError(f"{self.spec.name} takes multiples of {self._hop} samples, not {x.shape[-1]}")
-        out = self._module.encode(x.to(dtype_of(self._module)), bandwidth=self._bandwidth)
-        return Code(parallel_streams(out.audio_codes, self._size))
 
-    @torch.no_grad()
-    def decode(self, code: Code) -> Tensor:
-        """Map a code to (B, 1, frames x hop) float32.
-
-        Raises:
-            ValueError: The code has another number of streams.
-        """
-        signal: Tensor = self._module.decode(stacked_indices(code, self._count, self.spec.name)).audio_values
-        return signal.float()
-
-    def _semantic_features(self, x: Tensor) -> Tensor:
-        """Average the semantic model's hidden states at its own rate; (B, 1, T) to (B, frames, D)."""
-        config = self._module.config
-        low = resampled(x[:, 0], config.sample_rate, config.semantic_sample_rate)
-        states = self._module.semantic_model(
-            torch.nn.functional.pad(low, (160, 160)), output_hidden_states=True
-        ).hidden_states
-        mean = torch.stack(states, dim=1).mean(dim=1)
-        return mean[:, :: max(1, config.semantic_downsample_factor)]
+def semantic_features(module: Any, x: Tensor) -> Tensor:
+    """Average the semantic model's hidden states at its own rate; (B, 1, T) to (B, frames, D)."""
+    config = module.config
+    low = resampled(x[:, 0], config.sample_rate, config.semantic_sample_rate)
+    states = module.semantic_model(torch.nn.functional.pad(low, (160, 160)), output_hidden_states=True).hidden_states
+    mean = torch.stack(states, dim=1).mean(dim=1)
+    return mean[:, :: max(1, config.semantic_downsample_factor)]
 
 
 class ProjectedCodebook(nn.Module):

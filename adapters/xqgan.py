@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from tokbench.spec import Card
@@ -11,7 +13,7 @@ from .nn.codebooks import CodebookTokenizer, load_tokens
 from .nn.keynames import Rule
 from .nn.network import NetworkTokenizer
 from .nn.token_quantizers import GridTable, MultiScale, Product
-from .nn.vit1d import DINOV2_NAMES, Autoencoder1d, Layout, dinov2_size
+from .nn.vit1d import DINOV2_NAMES, Autoencoder1d, dinov2_layout
 
 UNUSED = (
     "semantic_model.*",
@@ -34,15 +36,9 @@ def module_of(card: Card) -> Autoencoder1d:
     architecture, spec = card.architecture, card.spec
     channels, sides = int(architecture["channels"]), [int(side) for side in architecture["sides"]]
     branches = len(spec.codebook_size)
-    layout = Layout(
-        style="dinov2",
-        encoder=dinov2_size(architecture["encoder"]),
-        decoder=dinov2_size(architecture["decoder"]),
-        image_size=int(architecture.get("image_size", 256)),
-        patch=int(architecture.get("patch", 16)),
-        latents=branches * sides[-1] ** 2,
+    layout = replace(
+        dinov2_layout(architecture, latents=branches * sides[-1] ** 2, code_channels=channels),
         decoded=sides[-1] ** 2,
-        code_channels=channels,
         embedded_channels=branches * channels,
         positions="grid",
     )

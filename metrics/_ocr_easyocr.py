@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +20,12 @@ from tokbench.errors import WeightsAbsent
 from tokbench.spec import WeightFile
 from tokbench.weights import ALL_ROLES, WeightsRefused, file_digest, load_into, load_state, missing, resolve
 
+from ._backbones import digest_of
 from ._ocr import Box, Pixels, Point, Read, Region, cut
 
 RECOGNISER = "english_g2.pth"
 DETECTOR = "craft_mlt_25k.pth"
-SHA256 = {
+SHA256: Mapping[str, str] = {
     RECOGNISER: "e2272681d9d67a04e2dff396b6e95077bc19001f8f6d3593c307b9852e1c29e8",
     DETECTOR: "4a5efbfb48b4081100544e75e1e2b57f8de3d84f213004b14b85fd4b3748db17",
 }
@@ -35,10 +36,16 @@ OWNER = "easyocr"
 _HEIGHT = 64
 _BATCH = 32
 _CONTRAST, _CONTRAST_TARGET = 0.1, 0.5  # of Reader.recognize: readings below are repeated with more contrast
-_DETECT: dict[str, Any] = {
+_DETECT: Mapping[str, Any] = {
     "canvas_size": 2560, "mag_ratio": 1.0, "text_threshold": 0.7, "link_threshold": 0.4, "low_text": 0.4, "poly": False,
 }  # fmt: skip
-_GROUP = {"slope_ths": 0.1, "ycenter_ths": 0.5, "height_ths": 0.5, "width_ths": 0.0, "add_margin": 0.1}
+_GROUP: Mapping[str, float] = {
+    "slope_ths": 0.1,
+    "ycenter_ths": 0.5,
+    "height_ths": 0.5,
+    "width_ths": 0.0,
+    "add_margin": 0.1,
+}
 _SMALLEST = 20  # pixels of the long side, of Reader.detect
 
 Grey = npt.NDArray[np.uint8]
@@ -93,8 +100,7 @@ def require(file: str, explicit: str = "") -> Path:
 
 def digest(file: str, explicit: str = "") -> str:
     """Return the sha256 of the file that will be used, or `absent`."""
-    path = find(file, explicit)
-    return "absent" if path is None else file_digest(path)
+    return digest_of(lambda: find(file, explicit))
 
 
 def _weight(file: str) -> WeightFile:

@@ -16,67 +16,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokbench.errors import WeightsAbsent
 from tokbench.weights import file_digest, load_into, load_state
 
-from . import _backbones
 from ._backbones import Backbone
 from ._ocr import Pixels, Read, Region, cut
 
 FRENCH = digits + ascii_letters + punctuation + "°" + "£€¥¢฿" + "àâéèêëîïôùûüçÀÂÉÈÊËÎÏÔÙÛÜÇ"
 """The 126 characters of docTR's `french` vocabulary, in the order of the network's outputs."""
 
+
+def _doctr_cache() -> Path:
+    return Path(os.environ.get("DOCTR_CACHE_DIR", "~/.cache/doctr")).expanduser() / "models"
+
+
 WEIGHTS = Backbone(
     "doctr-parseq",
     ("parseq-56125471.pt",),
     "https://doctr-static.mindee.com/models?id=v0.7.0/parseq-56125471.pt&src=0",
     "56125471",
+    _doctr_cache,
 )
 
 _HEIGHT, _WIDTH = 32, 128
 _MEAN, _STD = (0.694, 0.695, 0.693), (0.299, 0.296, 0.301)
 _LENGTH = 32  # characters a reading can have
 _BATCH = 64
-
-
-# -------------------------------------------------------------------------------------------------------- weights
-
-
-def find(explicit: str = "") -> Path | None:
-    """Return the local weight file: `explicit`, `$TOKBENCH_WEIGHTS`, torch's or docTR's cache, an earlier download."""
-    if explicit or (path := _backbones.find(WEIGHTS)) is None:
-        cached = _doctr_cache() / WEIGHTS.files[0]
-        path = _backbones.find(WEIGHTS, explicit or (str(cached) if cached.is_file() else ""))
-    return path
-
-
-def require(explicit: str = "") -> Path:
-    """Return the local weight file. Raises WeightsAbsent; its `fix` says where to put it."""
-    path = find(explicit)
-    if path is None:
-        name = WEIGHTS.files[0]
-        raise WeightsAbsent(
-            f"text_parseq needs {name}",
-            f"download {WEIGHTS.url} to {_doctr_cache() / name} or to $TOKBENCH_WEIGHTS/{name}, or name it: "
-            f"text_parseq?weights=/path/to/{name}",
-        )
-    return path
-
-
-def digest(explicit: str = "") -> str:
-    """Return the sha256 of the file that will be used, or `absent`."""
-    path = find(explicit)
-    return _backbones.ABSENT if path is None else file_digest(path)
-
-
-def fetch(explicit: str, *, offline: bool) -> None:
-    """Download the weights where they are absent and may be had."""
-    if find(explicit) is None:
-        _backbones.fetch(WEIGHTS, explicit, offline)
-
-
-def _doctr_cache() -> Path:
-    return Path(os.environ.get("DOCTR_CACHE_DIR", "~/.cache/doctr")).expanduser() / "models"
 
 
 # -------------------------------------------------------------------------------------------------------- network

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokbench.errors import MissingExtra
 from tokbench.spec import Column
 
 from ._ocr_words import OK
+from ._optional import optional
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,8 @@ def edits(a: Sequence[str], b: Sequence[str]) -> int:
     Raises:
         MissingExtra: rapidfuzz is not installed.
     """
-    try:
-        from rapidfuzz.distance import Levenshtein
-    except ModuleNotFoundError as error:
-        raise MissingExtra("text metrics need rapidfuzz", 'pip install "tokbench[ocr]"') from error
-    return int(Levenshtein.distance(a, b))
+    levenshtein = optional("rapidfuzz.distance", "the text metric", extra="ocr").Levenshtein
+    return int(levenshtein.distance(a, b))
 
 
 def similarity(text: str, read: str) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from tokbench.errors import MissingExtra, NotAvailable
+from tokbench.errors import MissingExtra
 from tokbench.spec import WeightFile
 from tokbench.weights import ALL_ROLES, file_digest, missing, resolve
 
-from ._backbones import ABSENT
+from ._backbones import ABSENT, digest_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,16 @@ def require(model: Packaged, explicit: str = "") -> Path:
 
 def digest(model: Packaged, explicit: str = "") -> str:
     """Return the file's sha256, or `absent`: what a metric's protocol says of its weights."""
+    return digest_of(lambda: find(model, explicit))
+
+
+@lru_cache
+def carried_digest(package: str, file: str) -> str:
+    """Return the sha256 of the model file a package loads by itself, or `absent`: no file of the user's takes its place."""
     try:
-        path = find(model, explicit)
-    except NotAvailable:
+        found = find_spec(package)
+    except (ImportError, ValueError):
         return ABSENT
-    return ABSENT if path is None else file_digest(path)
+    folders = (found.submodule_search_locations or ()) if found else ()
+    path = next((Path(folder) / file for folder in folders), None)
+    return file_digest(path) if path and path.is_file() else ABSENT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +56,24 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return decibels(mse(x, y))
 
 
+def mean(values: Sequence[Tensor]) -> Tensor:
+    """Return the mean of tensors of one shape, added in their order."""
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total / len(values)
+
+
+def with_mean(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the column `name`, the mean of its parts, and each part as `name/part`."""
+    return {name: mean(list(parts.values())), **{f"{name}/{part}": value for part, value in parts.items()}}
+
+
+def no_tokens(name: str, parts: Sequence[str]) -> dict[str, str]:
+    """Say of a column and its parts that they need tokens."""
+    return dict.fromkeys((name, *(f"{name}/{part}" for part in parts)), NO_TOKENS)
+
+
 def unchanged(a: Code, b: Code, rows: int) -> Tensor:
     """Return the share of each row's tokens that are the same in both codes, over all streams, (B,) float64.
 
@@ -77,7 +96,7 @@ def valid(stream: Stream) -> Tensor:
     if stream.lengths is None:
         return torch.ones_like(indices, dtype=torch.bool)
     mask = torch.arange(indices.shape[-1], device=indices.device) < stream.lengths.to(indices.device)[:, None]
-    return mask.reshape(len(mask), *[1] * (indices.ndim - 2), -1).expand_as(indices)
+    return mask.reshape(len(mask), *[1] * (indices.ndim - 2), indices.shape[-1]).expand_as(indices)
 
 
 def _compare(a: Stream, b: Stream) -> tuple[Tensor, Tensor, Tensor]:

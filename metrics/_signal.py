@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
-from tokbench.errors import MissingExtra, NotApplicable, UsageError
+from tokbench.errors import NotApplicable, Undefined, UsageError
 from tokbench.resampler import resample_numpy
 from tokbench.types import FloatArray
-from tokbench.weights import file_digest
-
-from ._backbones import ABSENT
 
 Signal = npt.NDArray[np.float64]
 """(T,) float64 sound, nominally in [-1, 1]."""
@@ -59,18 +52,10 @@ def mono_pair(
     return resample_numpy(x, sample_rate, target), resample_numpy(y, sample_rate, target), target
 
 
-@lru_cache
-def carried_digest(package: str, file: str) -> str:
-    """Return the sha256 of the model file a package loads by itself, or `absent`; the package is not imported."""
-    try:
-        found = find_spec(package)
-    except (ImportError, ValueError):
-        return ABSENT
-    folders = (found.submodule_search_locations or ()) if found else ()
-    path = next((Path(folder) / file for folder in folders), None)
-    return file_digest(path) if path and path.is_file() else ABSENT
-
-
-def missing(metric: str, package: str, extra: str = "audio") -> MissingExtra:
-    """Return the error for a package that is not installed, with the command that installs it."""
-    return MissingExtra(f"{metric} needs the package {package}", f"pip install 'tokbench[{extra}]'")
+def refuse_unheard(metric: str, reference: Signal, reconstruction: Signal, rate: int, shortest: float) -> None:
+    """Raise Undefined for rows of less than `shortest` seconds, and where a side is digital silence."""
+    if reference.size < shortest * rate:
+        raise Undefined(f"{metric}: shorter than {1000 * shortest:g} ms")
+    for name, signal in (("reference", reference), ("reconstruction", reconstruction)):
+        if not signal.any():
+            raise Undefined(f"{metric}: the {name} is digital silence")

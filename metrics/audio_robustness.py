@@ -15,7 +15,8 @@ from tokbench.spec import Column, MetricSpec
 from tokbench.types import Codec, Sample, Stream
 
 from ._audio import checked_rate
-from ._probe import NO_TOKENS, codec_of, generator, unchanged, valid
+from ._options import require_positive_integer
+from ._probe import NO_TOKENS, codec_of, generator, no_tokens, unchanged, valid, with_mean
 from .spectral import MelDistance
 from .waveform import SiSdr
 
@@ -56,8 +57,7 @@ class AudioStability:
     @property
     def undefined(self) -> Mapping[str, str]:
         """Say why a row has no number."""
-        names = [f"{name}{part}" for name in ("token_flips", "token_flips_first") for part in ("", *_PARTS)]
-        return dict.fromkeys(names, NO_TOKENS)
+        return no_tokens("token_flips", _PARTS) | no_tokens("token_flips_first", _PARTS)
 
     @property
     def spec(self) -> MetricSpec:
@@ -98,7 +98,7 @@ class AudioStability:
             flips[part] = 1 - unchanged(sample.code, code, rows)
             heads = [replace(one, streams=one.streams[:1]) for one in (sample.code, code)]
             first[part] = 1 - unchanged(heads[0], heads[1], rows)
-        return {**_with_mean("token_flips", flips), **_with_mean("token_flips_first", first)}
+        return {**with_mean("token_flips", flips), **with_mean("token_flips_first", first)}
 
     def _changes(self, codec: Codec, sample: Sample) -> dict[str, Tensor]:
         x, factor = sample.reference, 10 ** (self.gain_db / 20)
@@ -111,15 +111,15 @@ class AudioStability:
         power = torch.tensor([float(row.detach().cpu().double().square().mean()) for row in x], dtype=torch.float64)
         noise = noise * (power * 10 ** (-self.snr_db / 10)).sqrt()[:, None, None]
         changes = {
-            "/shift": torch.cat([x[..., :1], x[..., :-1]], dim=-1),
-            "/gain_down": x / factor,
-            "/gain_up": x * factor,
-            "/noise": x + noise.to(x),
+            "shift": torch.cat([x[..., :1], x[..., :-1]], dim=-1),
+            "gain_down": x / factor,
+            "gain_up": x * factor,
+            "noise": x + noise.to(x),
         }
         return {part: change.clamp(-1.0, 1.0) for part, change in changes.items()}
 
 
-_PARTS = ("/shift", "/gain_down", "/gain_up", "/noise")
+_PARTS = ("shift", "gain_down", "gain_up", "noise")
 
 
 @dataclass(frozen=True)
@@ -313,8 +313,7 @@ class Tandem:
     rounds: int = 3
 
     def __post_init__(self) -> None:
-        if self.rounds != int(self.rounds) or self.rounds < 1:
-            raise UsageError(f"tandem: rounds is a positive integer, got {self.rounds}")
+        require_positive_integer("tandem", "rounds", self.rounds)
 
     @property
     def undefined(self) -> Mapping[str, str]:
@@ -370,11 +369,3 @@ _ENDS = ("tandem_si_sdr", "tandem_mel", "tandem_drift", "tandem_delay")
 def _pair(sample: Sample, one: Tensor, other: Tensor) -> Sample:
     """Return the batch with another pair of sounds to compare."""
     return replace(sample, reference=one, reconstruction=other.to(one.device), memo={})
-
-
-def _with_mean(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    values = list(parts.values())
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return {name: total / len(values), **{f"{name}{part}": value for part, value in parts.items()}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tokbench.errors import Undefined
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import FloatArray
 
-from ._signal import RESAMPLER, Signal, missing, mono_pair
+from ._optional import optional
+from ._signal import RESAMPLER, Signal, mono_pair, refuse_unheard
 from ._speech import MONO
 
 Array = npt.NDArray[np.float64]
@@ -77,8 +76,8 @@ class Mcd:
             UsageError: Shapes differ or the rate is missing.
         """
         x, y, rate = mono_pair("mcd", reference, reconstruction, sample_rate)
-        world = _world("mcd")
-        _refuse_silence("mcd", x, y, rate)
+        world = optional("pyworld", "mcd")
+        refuse_unheard("mcd", x, y, rate, 0.05)
         order, alpha = order_of(rate), mel_alpha(rate)
         size = int(world.get_cheaptrick_fft_size(rate, 71.0))
         cepstra = [_cepstra(world, signal, rate, (71.0, 800.0), size, order, alpha) for signal in (x, y)]
@@ -128,8 +127,8 @@ class McdVersa:
         """Return `mcd_versa` of (C, T) signals; raises as `Mcd.row` does."""
         target = 24_000 if (sample_rate or 0) > 24_000 else None
         x, y, rate = mono_pair("mcd_versa", reference, reconstruction, sample_rate, target)
-        world = _world("mcd_versa")
-        _refuse_silence("mcd_versa", x, y, rate)
+        world = optional("pyworld", "mcd_versa")
+        refuse_unheard("mcd_versa", x, y, rate, 0.05)
         cepstra = [
             _cepstra(world, _high_passed(signal * 32767, rate), rate, (40.0, 800.0), 1024, 39, 0.466)
             for signal in (x, y)
@@ -193,21 +192,3 @@ def _high_passed(signal: Signal, rate: int) -> Signal:
 
     taps = firwin(255, 70 / (rate // 2), pass_zero=False)
     return np.asarray(lfilter(taps, 1, signal), np.float64)
-
-
-def _refuse_silence(metric: str, reference: Signal, reconstruction: Signal, rate: int) -> None:
-    if reference.size < 0.05 * rate:
-        raise Undefined(f"{metric}: shorter than 50 ms")
-    for name, signal in (("reference", reference), ("reconstruction", reconstruction)):
-        if not signal.any():
-            raise Undefined(f"{metric}: the {name} is digital silence, which has no spectral envelope")
-
-
-def _world(metric: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pyworld's about pkg_resources
-            import pyworld
-    except ImportError:
-        raise missing(metric, "pyworld") from None
-    return pyworld

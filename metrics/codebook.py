@@ -17,6 +17,8 @@ from tokbench.errors import ContractError, UsageError
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import Sample, State, Stream, merge_states
 
+from ._probe import valid
+
 DENSE_LIMIT = 2**22
 """Entries up to which a codebook is counted entry by entry (32 MiB of counts); larger ones are counted by bit."""
 
@@ -84,14 +86,18 @@ class CodebookUsage:
             reference="Miller 1955; numpy.bincount",
             protocol={"dense_limit": DENSE_LIMIT, "pooling": "usage over entries; the rest mean over codebooks"},
             columns=(
-                _column("codebook_usage", "", "Share of entries used at least once over the set"),
-                _column("codebook_perplexity", "entries", "2^entropy, mean over codebooks", decimals=1),
-                _column("codebook_entropy", "bits", "Plug-in entropy, mean over codebooks", level=False),
-                _column("codebook_entropy_mm", "bits", "Miller-Madow entropy, mean over codebooks", level=False),
-                _column("codebook_tokens", "tokens", "Tokens counted", better=None, decimals=0, level=False),
-                _column("bit_entropy", "bits", "Entropy a bit, implicit codebooks counted by bit", level=False),
-                _column("bpp_entropy", "bit/pixel", "Order-0 entropy-coded rate", better=False),
-                _column("kbps_entropy", "kbit/s", "Order-0 entropy-coded rate", better=False, decimals=3),
+                column("codebook_usage", "", "Share of entries used at least once over the set", better=True),
+                column("codebook_perplexity", "entries", "2^entropy, mean over codebooks", better=True, decimals=1),
+                column("codebook_entropy", "bits", "Plug-in entropy, mean over codebooks", better=True, level=False),
+                column(
+                    "codebook_entropy_mm", "bits", "Miller-Madow entropy, mean over codebooks", better=True, level=False
+                ),
+                column("codebook_tokens", "tokens", "Tokens counted", decimals=0, level=False),
+                column(
+                    "bit_entropy", "bits", "Entropy a bit, implicit codebooks counted by bit", better=True, level=False
+                ),
+                column("bpp_entropy", "bit/pixel", "Order-0 entropy-coded rate", better=False),
+                column("kbps_entropy", "kbit/s", "Order-0 entropy-coded rate", better=False, decimals=3),
             ),
         )
 
@@ -137,11 +143,11 @@ class CodebookUsage:
         bits, pixels, seconds = _coded_bits(state, books, implicit), _integer(state, PIXELS), seconds_of(state)
         out: dict[str, float | None] = {
             "codebook_usage": sum(b.used for b in books) / sum(b.size for b in books) if counted else None,
-            "codebook_perplexity": _mean([book.perplexity for book in counted]),
-            "codebook_entropy": _mean([book.entropy for book in counted]),
-            "codebook_entropy_mm": _mean([book.entropy_mm for book in counted]),
+            "codebook_perplexity": mean_of([book.perplexity for book in counted]),
+            "codebook_entropy": mean_of([book.entropy for book in counted]),
+            "codebook_entropy_mm": mean_of([book.entropy_mm for book in counted]),
             "codebook_tokens": float(sum(b.tokens for b in books) + sum(b.tokens for b in implicit)),
-            "bit_entropy": _mean([(book.bits or 0.0) / (book.tokens * book.width) for book in by_bit]),
+            "bit_entropy": mean_of([(book.bits or 0.0) / (book.tokens * book.width) for book in by_bit]),
         }
         if not state or PIXELS in state:
             out["bpp_entropy"] = bits / pixels if bits is not None and pixels else None
@@ -156,9 +162,10 @@ class CodebookUsage:
         return out
 
 
-def _column(
-    name: str, unit: str, description: str, *, better: bool | None = True, decimals: int = 4, level: bool = True
+def column(
+    name: str, unit: str, description: str, *, better: bool | None = None, decimals: int = 4, level: bool = True
 ) -> Column:
+    """Return a column over the whole set; values are functions of counts, so they are compared to 1e-9."""
     return Column(name, unit, better, description, 1e-9, decimals, "corpus", level)
 
 
@@ -170,13 +177,7 @@ def valid_tokens(stream: Stream, rows: int) -> Tensor:
     """
     indices = stream.indices
     check_stream(stream, rows)
-    if stream.lengths is None:
-        tokens = indices.reshape(-1)
-    else:
-        mask = torch.arange(indices.shape[-1], device=indices.device) < stream.lengths.to(indices.device)[:, None]
-        mask = mask.reshape(rows, *([1] * (indices.ndim - 2)), indices.shape[-1]).expand_as(indices)
-        tokens = indices[mask]
-    tokens = tokens.to(torch.int64)
+    tokens = (indices.reshape(-1) if stream.lengths is None else indices[valid(stream)]).to(torch.int64)
     if tokens.numel():
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= stream.codebook_size:
@@ -218,8 +219,7 @@ class _Book:
 
     @classmethod
     def from_counts(cls, name: str, counts: Tensor) -> _Book:
-        values = _numpy(counts)
-        values = values[values > 0]
+        values = positive(counts)
         return cls(name, counts.numel(), int(values.size), int(values.sum()), plug_in_entropy(values))
 
     @property
@@ -317,14 +317,17 @@ def plug_in_entropy(counts: npt.NDArray[np.int64]) -> float:
     return float(-(p * np.log2(p)).sum())
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None where there is no value, or one of them is None."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _integer(state: State, key: str) -> int:
     return int(state[key].item()) if key in state else 0
 
 
-def _numpy(counts: Tensor) -> npt.NDArray[np.int64]:
+def positive(counts: Tensor) -> npt.NDArray[np.int64]:
+    """Return the counts above 0."""
     values: npt.NDArray[np.int64] = counts.cpu().numpy()
-    return values
+    return values[values > 0]

@@ -32,13 +32,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokbench.errors import UsageError
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import Sample
 
+from ._options import require_positive_integer
 from ._probe import CAP, decibels, mse
 from ._rows import by_rows, checked_pair, sum_behind
-from .ssim import gaussian
+from .ssim import blur, gaussian, no_value
 
 Pair = tuple[Tensor, Tensor]
 Read = Callable[[Sample], Pair]
@@ -89,8 +89,7 @@ class BatchPsnr:
     """
 
     def __init__(self, *, batch: int = 8) -> None:
-        if batch != int(batch) or batch < 1:
-            raise UsageError(f"psnr_batch: batch is a positive integer, got {batch}")
+        require_positive_integer("psnr_batch", "batch", batch)
         self._batch = batch
         self.undefined: Mapping[str, str] = {}
         self.spec = MetricSpec(
@@ -175,8 +174,7 @@ class SsimVariant:
         checked_pair(self.spec.name, sample)
         x, y = self._read(sample)
         if min(x.shape[-2:]) < len(self._form.taps):
-            nothing = torch.full((x.shape[0],), math.nan, dtype=torch.float64, device=x.device)
-            return {self.spec.name: nothing}
+            return {self.spec.name: no_value(x)}
 
         def score(a: Tensor, b: Tensor) -> Tensor:
             scores = similarity(_planes(a), _planes(b), self._form).reshape(a.shape[0], -1)
@@ -191,10 +189,10 @@ def similarity(x: Tensor, y: Tensor, form: Form) -> Tensor:
     if form.reflect:
         x, y = (F.pad(p, (half, half, half, half), mode="reflect") for p in (x, y))
     c1, c2 = (_K1 * form.data_range) ** 2, (_K2 * form.data_range) ** 2
-    mx, my = _blur(x, form.taps), _blur(y, form.taps)
+    mx, my = blur(x, form.taps), blur(y, form.taps)
     unbias = count / (count - 1) if form.sample_covariance else 1.0
-    variance = unbias * (_blur(x * x, form.taps) - mx * mx + _blur(y * y, form.taps) - my * my)
-    covariance = unbias * (_blur(x * y, form.taps) - mx * my)
+    variance = unbias * (blur(x * x, form.taps) - mx * mx + blur(y * y, form.taps) - my * my)
+    covariance = unbias * (blur(x * y, form.taps) - mx * my)
     structure = (2 * covariance + c2) / (variance + c2)
     if form.positive:
         structure = structure.clamp(min=0)
@@ -354,14 +352,3 @@ def _y(x: Tensor) -> Tensor:
 
 def _planes(x: Tensor) -> Tensor:
     return x.reshape(-1, *x.shape[-2:]).to(torch.float64)
-
-
-def _blur(x: Tensor, taps: tuple[float, ...]) -> Tensor:
-    # Shifted adds: element-wise, hence the same bits for any batch.
-    for axis in (-2, -1):
-        size = x.shape[axis] - len(taps) + 1
-        out = x.narrow(axis, 0, size) * taps[0]
-        for k, tap in enumerate(taps[1:], start=1):
-            out.add_(x.narrow(axis, k, size), alpha=tap)
-        x = out
-    return x

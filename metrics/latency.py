@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokbench.errors import UsageError
 from tokbench.spec import Column, MetricSpec, TokenizerSpec
 from tokbench.types import Sample, Stream
 
 from ._audio import checked_rate
+from ._options import require_positive_integer
 from ._probe import NO_TOKENS, codec_of, generator, valid
 
 MOVED = 1e-4
@@ -56,8 +56,7 @@ class Latency:
     }
 
     def __post_init__(self) -> None:
-        if self.probes != int(self.probes) or self.probes < 1:
-            raise UsageError(f"latency: probes is a positive integer, got {self.probes}")
+        require_positive_integer("latency", "probes", self.probes)
 
     @property
     def spec(self) -> MetricSpec:

@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tokbench.errors import MissingExtra, Undefined, UsageError
+from tokbench.errors import Undefined, UsageError
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import FloatArray
 from tokbench.weights import file_digest
 
+from ._optional import optional
 from ._packaged import Packaged, digest, require
 from ._speech import MONO, RATE, mono_numpy
 
@@ -241,10 +242,7 @@ def _session(model: Packaged) -> Any:
 @lru_cache(maxsize=3)
 def _load(path: Path, _sha256: str) -> Any:
     """Open an ONNX model for one thread; kept for the process, by the file's content."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"{path.name} needs onnxruntime", 'pip install "tokbench[audio]"') from error
+    onnxruntime = optional("onnxruntime", path.name)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

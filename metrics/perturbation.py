@@ -13,7 +13,7 @@ from tokbench.errors import NotApplicable, UsageError
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import Code, LatentNeighbours, Neighbouring, Neighbours, Sample, Stream
 
-from ._probe import codec_of, decibels, generator, mse, unchanged, valid
+from ._probe import codec_of, decibels, generator, mean, mse, unchanged, valid
 from ._rows import checked_pair
 
 
@@ -161,8 +161,8 @@ class Perturbation:
         reference, _ = checked_pair("perturbation", sample)
         errors = {cell: mse(reference, image.to(reference.device)) for cell, image in perturbed(sample).items()}
         out = {
-            "perturbed_psnr": _mean([decibels(error) for error in errors.values()]),
-            "perturbed_mse": _mean(list(errors.values())),
+            "perturbed_psnr": mean([decibels(error) for error in errors.values()]),
+            "perturbed_mse": mean(list(errors.values())),
         }
         for cell, error in errors.items():
             out[f"perturbed_psnr/{cell.name}"] = decibels(error)
@@ -245,10 +245,3 @@ class ReleasedPerturbation:
             "perturbed_released_psnr": decibels(mse(reference, image.to(reference.device))),
             "perturbed_released_tokens": unchanged(sample.code, code, len(sample.keys)),
         }
-
-
-def _mean(values: list[Tensor]) -> Tensor:
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total / len(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from tokbench.errors import Undefined, UsageError
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import FloatArray
 
-from ._signal import RESAMPLER, Signal, missing, mono_pair
+from ._optional import optional
+from ._signal import RESAMPLER, Signal, mono_pair
 from ._speech import MONO
 
 _REFERENCE = "ITU-T P.862 (2001), P.862.1, P.862.2; package pesq 0.0.4, no Corrigendum 2"
@@ -120,7 +121,7 @@ def _spec(name: str, mode: str, rate: int, summary: str) -> MetricSpec:
 
 
 def _pesq(metric: str, reference: Signal, reconstruction: Signal, rate: int, mode: str) -> float:
-    package = _package(metric)
+    package = optional("pesq", metric)
     if not reconstruction.any():
         raise Undefined(f"{metric}: the reconstruction is digital silence")
     if reference.size > _ALWAYS_SAFE_SECONDS * rate and (found := utterances(reference, rate)) > _MOST_UTTERANCES:
@@ -166,11 +167,3 @@ def utterances(reference: Signal, rate: int) -> int:
     apart = starts[1:] - ends[:-1] > 50
     starts, ends = starts[np.concatenate(([True], apart))], ends[np.concatenate((apart, [True]))]
     return int(np.count_nonzero(ends - starts + 4 >= 50))
-
-
-def _package(metric: str) -> Any:
-    try:
-        import pesq
-    except ImportError:
-        raise missing(metric, "pesq") from None
-    return pesq

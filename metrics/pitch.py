@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,7 +15,9 @@ from tokbench.errors import Undefined, UsageError
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import FloatArray
 
-from ._signal import RESAMPLER, Signal, carried_digest, missing, mono_pair
+from ._optional import optional
+from ._packaged import carried_digest
+from ._signal import RESAMPLER, Signal, mono_pair
 from ._speech import MONO
 
 Pitch = npt.NDArray[np.float64]
@@ -161,10 +162,7 @@ def rmse_cents(reference: Pitch, reconstruction: Pitch) -> float:
 
 
 def _swift(metric: str) -> Tracker:
-    try:
-        detector = _swift_detector()
-    except ImportError:
-        raise missing(metric, "swift-f0") from None
+    detector = _swift_detector(metric)
 
     def track(signal: Signal) -> Pitch:
         found = detector.detect(signal.astype(np.float32), RATE, fmin=LOWEST_HZ, fmax=HIGHEST_HZ)
@@ -174,22 +172,15 @@ def _swift(metric: str) -> Tracker:
 
 
 @lru_cache(maxsize=1)
-def _swift_detector() -> Any:
-    from swift_f0 import SwiftF0
-
-    return SwiftF0(threads=1, spin=False)
+def _swift_detector(metric: str) -> Any:
+    return optional("swift_f0", metric, package="swift-f0").SwiftF0(threads=1, spin=False)
 
 
 def _harvest(metric: str) -> Tracker:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pyworld's about pkg_resources
-            import pyworld
-    except ImportError:
-        raise missing(metric, "pyworld") from None
+    world = optional("pyworld", metric)
 
     def track(signal: Signal) -> Pitch:
-        f0, _ = pyworld.harvest(signal, RATE, f0_floor=LOWEST_HZ, f0_ceil=HIGHEST_HZ, frame_period=10.0)
+        f0, _ = world.harvest(signal, RATE, f0_floor=LOWEST_HZ, f0_ceil=HIGHEST_HZ, frame_period=10.0)
         return np.asarray(f0, np.float64)
 
     return track

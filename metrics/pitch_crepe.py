@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from tokbench.weights import file_digest, load_into, load_state
 from ._audio import columns
 from ._embeddings import CrepeNetwork
 from ._packaged import Packaged, digest, require
+from ._packing import packed, unpacked
 from ._speech import MONO, RATE, mono_rows
 from .pitch import NO_PITCH, rmse_cents, voicing_columns, voicing_counts
 
@@ -37,7 +37,7 @@ UNVOICED_BELOW = 0.21
 SILENT_BELOW_DB = -60.0
 _REFERENCE_DB = 20.0
 _WIDEST_STEP = 12
-_CHUNK = {"cpu": 32, "cuda": 512}
+_CHUNK: Mapping[str, int] = {"cpu": 32, "cuda": 512}
 _TOO_SHORT = "the clip is shorter than 64 ms"
 
 Floats = npt.NDArray[np.float64]
@@ -113,7 +113,7 @@ class F0Crepe:
     def read(self, sample: Sample) -> Sequence[object]:
         """Return the reference tracks: pitch in cents (NaN: unvoiced) and periodicity, float32 in base64, a dict a row."""
         return [
-            {"cents": _packed(track.cents), "periodicity": _packed(track.periodicity)}
+            {"cents": packed(track.cents), "periodicity": packed(track.periodicity)}
             for track in self._tracks(sample, "reference")
         ]
 
@@ -126,7 +126,8 @@ class F0Crepe:
             UsageError: Shapes differ or the sample rate is missing.
         """
         references = [
-            Track(_unpacked(kept["cents"]), _unpacked(kept["periodicity"])) for kept in readings(self, sample)
+            Track(*(unpacked(kept[name]).astype(np.float64) for name in ("cents", "periodicity")))
+            for kept in readings(self, sample)
         ]
         tracks = self._tracks(sample, "reconstruction")
         name = self.spec.name
@@ -252,11 +253,3 @@ def _compare(name: str, reference: Track, reconstruction: Track) -> dict[str, fl
         f"{name}_f1": counts[f"{name}_vuv_hits_twice"] / voiced if voiced else math.nan,
         **counts,
     }
-
-
-def _packed(values: Floats) -> str:
-    return base64.b64encode(values.astype("<f4").tobytes()).decode()
-
-
-def _unpacked(text: str) -> Floats:
-    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64)

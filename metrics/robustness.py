@@ -14,7 +14,8 @@ from tokbench.errors import NotApplicable, UsageError
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import Droppable, Sample
 
-from ._probe import NO_TOKENS, codec_of, generator, psnr, unchanged
+from ._options import require_positive_integer
+from ._probe import codec_of, generator, no_tokens, psnr, unchanged, with_mean
 from ._rows import checked_pair
 from .ssim import gaussian
 
@@ -36,10 +37,9 @@ class ShiftStability:
     """
 
     def __init__(self, *, pixels: int = 1) -> None:
-        if pixels != int(pixels) or pixels < 1:
-            raise UsageError(f"shift: pixels is a positive integer, got {pixels}")
+        require_positive_integer("shift", "pixels", pixels)
         self._pixels = pixels
-        self.undefined: Mapping[str, str] = _no_tokens("shift_tokens", ("right", "down"))
+        self.undefined: Mapping[str, str] = no_tokens("shift_tokens", ("right", "down"))
         self.spec = MetricSpec(
             name="shift",
             modalities=("image", "video"),
@@ -71,7 +71,7 @@ class ShiftStability:
             inside = x.shape[axis] - by
             tokens[name] = unchanged(sample.code, code, len(sample.keys))
             quality[name] = psnr(y.narrow(axis, 0, inside), again.narrow(axis, by, inside))
-        return {**_with_mean("shift_tokens", tokens), **_with_mean("shift_psnr", quality)}
+        return {**with_mean("shift_tokens", tokens), **with_mean("shift_psnr", quality)}
 
 
 class Idempotence:
@@ -91,11 +91,10 @@ class Idempotence:
     """
 
     def __init__(self, *, rounds: int = 3) -> None:
-        if rounds != int(rounds) or rounds < 1:
-            raise UsageError(f"idempotence: rounds is a positive integer, got {rounds}")
+        require_positive_integer("idempotence", "rounds", rounds)
         self._rounds = rounds
         each = tuple(str(n) for n in range(1, rounds + 1))
-        self.undefined: Mapping[str, str] = _no_tokens("retokenised_tokens", each)
+        self.undefined: Mapping[str, str] = no_tokens("retokenised_tokens", each)
         self.spec = MetricSpec(
             name="idempotence",
             modalities=("image", "video"),
@@ -135,7 +134,7 @@ class Corruption:
     """
 
     def __init__(self) -> None:
-        self.undefined: Mapping[str, str] = _no_tokens("corrupted_tokens", tuple(CORRUPTIONS))
+        self.undefined: Mapping[str, str] = no_tokens("corrupted_tokens", tuple(CORRUPTIONS))
         self.spec = MetricSpec(
             name="corruption",
             modalities=("image", "video"),
@@ -158,7 +157,7 @@ class Corruption:
             again = codec.finish(codec.decode(code, sample.keys))
             quality[name] = psnr(worse.to(x.device), again.to(x.device))
             tokens[name] = unchanged(sample.code, code, len(sample.keys))
-        return {**_with_mean("corrupted_psnr", quality), **_with_mean("corrupted_tokens", tokens)}
+        return {**with_mean("corrupted_psnr", quality), **with_mean("corrupted_tokens", tokens)}
 
 
 class TokenDrop:
@@ -213,7 +212,7 @@ class TokenDrop:
                 keep = (rank >= int(share * count)).to(sample.reference.device)
                 image = codec.finish(codec.decode(tokenizer.drop(sample.code, keep), sample.keys))
                 curve[f"{share:g}"] = psnr(reference, image.to(reference.device))
-            out |= _with_mean(name, curve)
+            out |= with_mean(name, curve)
         return out
 
 
@@ -263,15 +262,3 @@ CORRUPTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "jpeg": _compressed,
 }
 """Name -> function of canonical signals (B, 3, [T,] H, W) to the same, at levels k / 255."""
-
-
-def _with_mean(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    values = list(parts.values())
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return {name: total / len(values), **{f"{name}/{part}": value for part, value in parts.items()}}
-
-
-def _no_tokens(name: str, parts: tuple[str, ...]) -> dict[str, str]:
-    return dict.fromkeys((name, *(f"{name}/{part}" for part in parts)), NO_TOKENS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +18,9 @@ from tokbench.weights import file_digest, load_into, load_state
 
 from . import _hub
 from ._hub import Checkpoint
+from ._models import Model
 from ._packaged import Packaged, digest, require
+from ._packing import packed, unpacked
 from ._speech import MONO, RATE, mono_rows
 from .spectral import mel_filterbank
 
@@ -33,44 +33,16 @@ LEVEL_DBFS = -30.0
 _MELS, _FRAME, _HOP, _PARTIAL, _STEP, _COVERAGE = 40, 400, 160, 160, 77, 0.75
 
 
-class Voice(Protocol):
+class Voice(Model, Protocol):
     """A network that turns a clip into a vector whose direction is the speaker."""
-
-    @property
-    def name(self) -> str:
-        """Of the metric."""
-        ...
 
     @property
     def column(self) -> str:
         """Of its number."""
         ...
 
-    @property
-    def about(self) -> str:
-        """What a reader must know of it, in a line."""
-        ...
-
-    @property
-    def reference(self) -> str:
-        """Paper and code."""
-        ...
-
-    @property
-    def extra(self) -> str:
-        """Of tokbench that it needs."""
-        ...
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return what defines the number, weights included."""
-        ...
-
     def embed(self, wave: Tensor) -> Tensor | None:
         """Return the vector of (T,) at 16 kHz, float32 on the CPU; None where the clip has none."""
-        ...
-
-    def fetch(self, *, offline: bool) -> None:
-        """Download the weights where they are absent and `offline` allows it."""
         ...
 
 
@@ -111,7 +83,7 @@ class SpeakerSimilarity:
 
     def read(self, sample: Sample) -> Sequence[str]:
         """Return the vector of each reference: base64 of little-endian float32; empty where there is none."""
-        return [_packed(self.voice.embed(wave)) for wave in mono_rows(self.voice.name, sample, "reference")]
+        return [_kept(self.voice.embed(wave)) for wave in mono_rows(self.voice.name, sample, "reference")]
 
     def __call__(self, sample: Sample) -> dict[str, Tensor]:
         """Return the cosine, (B,) float64, of a batch (B, C, T) of sound.
@@ -120,7 +92,7 @@ class SpeakerSimilarity:
             NotApplicable: The tokenizer is not an audio tokenizer.
             NotAvailable: A library or the weights are absent.
         """
-        known = [_unpacked(text) for text in readings(self, sample)]
+        known = [torch.from_numpy(unpacked(text)) if text else None for text in readings(self, sample)]
         heard = [self.voice.embed(wave) for wave in mono_rows(self.voice.name, sample, "reconstruction")]
         values = [_cosine(a, b) for a, b in zip(known, heard, strict=True)]
         return {self.voice.column: torch.tensor(values, dtype=torch.float64)}
@@ -282,11 +254,9 @@ class WavLm:
 
 def _frames(model: Any, samples: int) -> int:
     """Return how many frames are left of a clip behind the convolutions and the time-delay layers."""
-    config = model.config
-    for width, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        samples = (samples - width) // stride + 1
-    context: int = sum((k - 1) * d for k, d in zip(config.tdnn_kernel, config.tdnn_dilation, strict=True))
-    return samples - context
+    kernels, dilations = model.config.tdnn_kernel, model.config.tdnn_dilation
+    context: int = sum((k - 1) * d for k, d in zip(kernels, dilations, strict=True))
+    return _hub.frames(model, samples) - context
 
 
 def _cosine(a: Tensor | None, b: Tensor | None) -> float:
@@ -296,9 +266,5 @@ def _cosine(a: Tensor | None, b: Tensor | None) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
-def _packed(vector: Tensor | None) -> str:
-    return "" if vector is None else base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
-
-
-def _unpacked(text: str) -> Tensor | None:
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)) if text else None
+def _kept(vector: Tensor | None) -> str:
+    return "" if vector is None else packed(vector.numpy())

@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokbench.errors import NotAvailable
 from tokbench.spec import WeightFile
 from tokbench.weights import ALL_ROLES, file_digest, load_into, load_state, missing, resolve
 
 from . import _hub
-from ._backbones import ABSENT
+from ._backbones import digest_of
 from .speaker import SpeakerSimilarity
 
 FILE = "wavlm_large_finetune.pth"
@@ -83,11 +82,7 @@ class WavLmEcapa:
 
     def settings(self) -> Mapping[str, Any]:
         """Return the weights' sha256."""
-        try:
-            path = _find(self.weights)
-        except NotAvailable:
-            path = None
-        return {"level": "mean 0, deviation 1", "weights": ABSENT if path is None else file_digest(path)}
+        return {"level": "mean 0, deviation 1", "weights": digest_of(lambda: _find(self.weights))}
 
     def fetch(self, *, offline: bool) -> None:
         """Do nothing: the file has no address that serves it."""

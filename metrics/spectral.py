@@ -180,8 +180,13 @@ def _mel_term(reference: Tensor, reconstruction: Tensor, scale: MelScale, bank: 
     m, r = (
         bank @ spectrum(x, scale.window, scale.window // 4, scale.window).abs() for x in (reference, reconstruction)
     )
-    logs = [mel.clamp(min=MEL_FLOOR).square().log10() for mel in (m, r)]
-    return stable_mean((m - r).abs()) + stable_mean((logs[0] - logs[1]).abs())
+    return magnitude_term(m, r, MEL_FLOOR)
+
+
+def magnitude_term(reference: Tensor, reconstruction: Tensor, floor: float) -> float:
+    """Return DAC's distance of two spectra of magnitudes: mean |S - Ŝ| + mean |log10 S² - log10 Ŝ²|, S at least `floor`."""
+    logs = [side.clamp(min=floor).square().log10() for side in (reference, reconstruction)]
+    return stable_mean((reference - reconstruction).abs()) + stable_mean((logs[0] - logs[1]).abs())
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
@@ -192,10 +197,14 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
     """
     top = _hz_to_mel(sample_rate / 2)
     corners = _mel_to_hz(torch.linspace(0, top, n_mels + 2, dtype=torch.float64))
+    return triangles(corners, sample_rate, n_fft) * (2 / (corners[2:] - corners[:-2]))[:, None]
+
+
+def triangles(corners: Tensor, sample_rate: int, n_fft: int) -> Tensor:
+    """Return filters of height 1 over the bins of a transform, (n, n_fft // 2 + 1) float64, from n + 2 corners in Hz."""
     bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sample_rate / n_fft)
-    left, centre, right = (corners[i : i + n_mels, None] for i in range(3))
-    triangles = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
-    return triangles * (2 / (right - left))
+    left, centre, right = corners[:-2, None], corners[1:-1, None], corners[2:, None]
+    return torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
 
 
 _LINEAR_HZ_PER_MEL = 200 / 3

@@ -17,13 +17,14 @@ from tokbench.types import Sample
 from ._audio import by_row, checked_rate, spectrum, stable_mean
 from ._signal import RESAMPLER
 from ._speech import MONO
+from .spectral import magnitude_term, triangles
 
 L2_RATE = 16_000
 L2_N_FFT = 1024
 L2_HOP = 320
 L2_MELS = 80
 DB_FLOOR = 1e-10
-_L2_PROTOCOL = {
+_L2_PROTOCOL: Mapping[str, object] = {
     "rate": L2_RATE,
     "resampler": RESAMPLER,
     "channels": MONO,
@@ -140,8 +141,7 @@ class StftDac:
 
 def _stft_term(reference: Tensor, reconstruction: Tensor, window: int) -> float:
     s, r = (spectrum(x, window, window // 4, window).abs() for x in (reference, reconstruction))
-    logs = [side.clamp(min=STFT_FLOOR).square().log10() for side in (s, r)]
-    return stable_mean((s - r).abs()) + stable_mean((logs[0] - logs[1]).abs())
+    return magnitude_term(s, r, STFT_FLOOR)
 
 
 def _l2(reference: Tensor, reconstruction: Tensor, rate: int, bank: Tensor | None) -> float:
@@ -162,6 +162,4 @@ def htk_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
     """
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     corners = 700 * (10 ** (torch.linspace(0, top, n_mels + 2, dtype=torch.float64) / 2595) - 1)
-    bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sample_rate / n_fft)
-    left, centre, right = (corners[i : i + n_mels, None] for i in range(3))
-    return torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
+    return triangles(corners, sample_rate, n_fft)

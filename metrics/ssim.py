@@ -63,7 +63,7 @@ class Ssim:
         """
         x, y = checked_pair("ssim", sample)
         if min(x.shape[-2:]) < len(self._taps):
-            return {"ssim": _undefined(x)}
+            return {"ssim": no_value(x)}
 
         def score(a: Tensor, b: Tensor) -> Tensor:
             a, b = _planes(a), _planes(b)
@@ -117,7 +117,7 @@ class MsSsim:
         """
         x, y = checked_pair("ms_ssim", sample)
         if min(x.shape[-2:]) < self._smallest:
-            return {"ms_ssim": _undefined(x)}
+            return {"ms_ssim": no_value(x)}
         return {"ms_ssim": by_rows(self._score, x, y)}
 
     def _score(self, x: Tensor, y: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ def _maps(x: Tensor, y: Tensor, taps: tuple[float, ...], c1: float, c2: float) -
     torch.add(x, y, out=parts[0]).sub_(1.0)
     torch.sub(x, y, out=parts[1])
     torch.mul(parts[:2], parts[:2], out=parts[2:])
-    blurred = _blur(parts, taps)
+    blurred = blur(parts, taps)
     mean_s, mean_d = blurred[0] + 1.0, blurred[1]
     var_s = blurred[2] - blurred[0] * blurred[0]
     var_d = blurred[3] - mean_d * mean_d
@@ -195,7 +195,8 @@ def _maps(x: Tensor, y: Tensor, taps: tuple[float, ...], c1: float, c2: float) -
     return maps
 
 
-def _blur(x: Tensor, taps: tuple[float, ...]) -> Tensor:
+def blur(x: Tensor, taps: tuple[float, ...]) -> Tensor:
+    """Blur the last two axes of (..., H, W) where the whole window fits, by the taps of `gaussian` or others that sum to 1."""
     # Shifted adds, not a convolution: element-wise, hence the same bits for any shape, and out of reach of TF32.
     for axis in (-2, -1):
         size = x.shape[axis] - len(taps) + 1
@@ -229,7 +230,8 @@ def _mean(planes: Tensor, x: Tensor) -> Tensor:
     return sum_behind(planes.reshape(-1, each), 1) / each
 
 
-def _undefined(x: Tensor) -> Tensor:
+def no_value(x: Tensor) -> Tensor:
+    """Return NaN for each row of a batch: (B,) float64."""
     return torch.full((x.shape[0],), math.nan, dtype=torch.float64, device=x.device)
 
 

@@ -16,6 +16,7 @@ from tokbench.errors import NotApplicable, UsageError
 from tokbench.spec import MetricSpec
 from tokbench.types import Sample, readings
 
+from . import _backbones
 from . import _ocr_easyocr as easyocr
 from . import _ocr_parseq as parseq
 from ._audio import columns
@@ -72,9 +73,9 @@ PARSEQ = Reader(
     name="parseq",
     about="docTR parseq v0.7.0, french vocabulary, refined once",
     summary="Words read by docTR's PARSeq, TokBench's recogniser, at annotated boxes",
-    digest=parseq.digest,
-    load=lambda weights, device: parseq.load(parseq.require(weights), device),
-    fetch=lambda weights, offline: parseq.fetch(weights, offline=offline),
+    digest=lambda weights: _backbones.digest(parseq.WEIGHTS, weights),
+    load=lambda weights, device: parseq.load(_backbones.require(parseq.WEIGHTS, weights), device),
+    fetch=lambda weights, offline: _backbones.fetch(parseq.WEIGHTS, weights, offline),
 )
 
 

@@ -13,11 +13,23 @@ import torch
 from torch import Tensor
 
 from tokbench.errors import ContractError, UsageError
-from tokbench.spec import Column, MetricSpec
+from tokbench.spec import MetricSpec
 from tokbench.types import Sample, State, Stream, merge_states
 
 from ._probe import valid
-from .codebook import CLOCKS, DENSE_LIMIT, PIXELS, extent_of, keys_under, plug_in_entropy, seconds_of, valid_tokens
+from .codebook import (
+    CLOCKS,
+    DENSE_LIMIT,
+    PIXELS,
+    column,
+    extent_of,
+    keys_under,
+    mean_of,
+    plug_in_entropy,
+    positive,
+    seconds_of,
+    valid_tokens,
+)
 
 POSITION_LIMIT = 2**22
 """Positions times entries, over all streams, up to which tokens are counted by position (32 MiB of counts)."""
@@ -98,18 +110,18 @@ class TokenStatistics:
                 "neighbour": "left, last axis",
             },
             columns=(
-                _column("usage_at", "", f"Expected share of entries used after {LAST:,} tokens", better=True),
-                _column("usage_llamagen", "", f"Share of entries in the last {LAST:,} tokens, key order", better=True),
-                _column("dead_codes", "entries", "Entries never used", better=False, decimals=0),
-                _column("zipf_exponent", "", "Slope of log count over log rank, sign turned", decimals=3),
-                _column("position_entropy", "bits", "Entropy at a place of the grid, mean over places"),
-                _column("bigram_entropy", "bits", "Entropy of (left neighbour, token)"),
-                _column("conditional_entropy", "bits", "Entropy of a token given its left neighbour"),
-                _column("conditional_entropy_mm", "bits", "The same, Miller-Madow", level=False),
-                _column("bits_per_token", "bits", "Order-0 entropy-coded bits a token"),
-                _column("bits_per_token_conditional", "bits", "Coded given the left neighbour"),
-                _column("bpp_conditional", "bit/pixel", "Rate coded given the left neighbour", better=False),
-                _column("kbps_conditional", "kbit/s", "Rate coded given the left neighbour", better=False, decimals=3),
+                column("usage_at", "", f"Expected share of entries used after {LAST:,} tokens", better=True),
+                column("usage_llamagen", "", f"Share of entries in the last {LAST:,} tokens, key order", better=True),
+                column("dead_codes", "entries", "Entries never used", better=False, decimals=0),
+                column("zipf_exponent", "", "Slope of log count over log rank, sign turned", decimals=3),
+                column("position_entropy", "bits", "Entropy at a place of the grid, mean over places"),
+                column("bigram_entropy", "bits", "Entropy of (left neighbour, token)"),
+                column("conditional_entropy", "bits", "Entropy of a token given its left neighbour"),
+                column("conditional_entropy_mm", "bits", "The same, Miller-Madow", level=False),
+                column("bits_per_token", "bits", "Order-0 entropy-coded bits a token"),
+                column("bits_per_token_conditional", "bits", "Coded given the left neighbour"),
+                column("bpp_conditional", "bit/pixel", "Rate coded given the left neighbour", better=False),
+                column("kbps_conditional", "kbit/s", "Rate coded given the left neighbour", better=False, decimals=3),
             ),
         )  # fmt: skip
 
@@ -164,11 +176,11 @@ class TokenStatistics:
             "usage_at": _curve_at(books, LAST),
             "usage_llamagen": sum(t for t in tails if t) / entries if books and None not in tails else None,
             "dead_codes": float(entries - sum(book.used for book in books)) if books else None,
-            "zipf_exponent": _mean([book.zipf for book in books]),
+            "zipf_exponent": mean_of([book.zipf for book in books]),
             **_positions(state),
-            "bigram_entropy": _mean([book.joint for book in books]),
-            "conditional_entropy": _mean([book.conditional for book in books]),
-            "conditional_entropy_mm": _mean([book.conditional_mm for book in books]),
+            "bigram_entropy": mean_of([book.joint for book in books]),
+            "conditional_entropy": mean_of([book.conditional for book in books]),
+            "conditional_entropy_mm": mean_of([book.conditional_mm for book in books]),
         }
         tokens = sum(book.tokens for book in books)
         plain = math.fsum(book.tokens * book.entropy for book in books)
@@ -224,7 +236,7 @@ class _Book:
         # Counts of hashed pairs mean something only while collisions are rare.
         crowded = pairs.numel() != counts.numel() ** 2 and int((pairs > 0).sum()) * 16 > pairs.numel()
         left = state.get(_LEFT + name, torch.zeros(0, dtype=torch.int64))
-        return cls(name, counts.numel(), _positive(counts), _positive(pairs[:0] if crowded else pairs), _positive(left))
+        return cls(name, counts.numel(), positive(counts), positive(pairs[:0] if crowded else pairs), positive(left))
 
     @property
     def tokens(self) -> int:
@@ -374,7 +386,7 @@ def _positions(state: State) -> dict[str, float | None]:
     for key in tables:
         order, grid = key.split("/")[1:]
         places = math.prod(int(side) for side in grid.split("x")) if grid else 1
-        each = [plug_in_entropy(_positive(row)) for row in state[key].reshape(places, -1)]
+        each = [plug_in_entropy(positive(row)) for row in state[key].reshape(places, -1)]
         if sequence and places <= _SHOWN_POSITIONS:
             prefix = f"position_entropy/{order}/" if len(tables) > 1 else "position_entropy/"
             out |= {f"{prefix}{place}": value for place, value in enumerate(each)}
@@ -388,19 +400,3 @@ def _curve_at(books: Sequence[_Book], tokens: int) -> float | None:
     if not books or min(book.tokens for book in books) < tokens:
         return None
     return math.fsum(book.expected_used(tokens) for book in books) / sum(book.size for book in books)
-
-
-def _positive(counts: Tensor) -> npt.NDArray[np.int64]:
-    values: npt.NDArray[np.int64] = counts.cpu().numpy()
-    return values[values > 0]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _column(
-    name: str, unit: str, description: str, *, better: bool | None = None, decimals: int = 4, level: bool = True
-) -> Column:
-    return Column(name, unit, better, description, 1e-9, decimals, "corpus", level)

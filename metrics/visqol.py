@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
-from tokbench.errors import Undefined
+from tokbench.errors import MissingExtra, Undefined
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import FloatArray
 
-from ._signal import RESAMPLER, Signal, carried_digest, missing, mono_pair
+from ._optional import optional
+from ._packaged import carried_digest
+from ._signal import RESAMPLER, mono_pair, refuse_unheard
 from ._speech import MONO
 
 Mapper = Literal["svr", "lattice", "polynomial"]
@@ -26,7 +26,6 @@ SVR = "model/libsvm_nu_svr_model.txt"
 LATTICE = "model/lattice_tcditugenmeetpackhref_ls2_nl60_lr12_bs2048_learn.005_ep2400_train1_7_raw.tflite"
 _REFERENCE = "Chinen et al. 2020, arXiv 2004.09584; google/visqol v3, visqol-python 3.8.0"
 _SHORTEST_SECONDS = 0.5
-_PACKAGES = {"visqol": "visqol-python", "numba": "numba"}
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,8 @@ def _score(
 ) -> dict[str, float]:
     least = 16_000 if mapper != "svr" else 1
     x, y, _ = mono_pair(metric, reference, reconstruction, sample_rate, rate, at_least=least)
-    try:
-        measure = _api(mapper)
-    except ImportError as error:
-        raise missing(metric, _PACKAGES.get(error.name or "", "visqol-python[lattice,accel]")) from None
-    _refuse(metric, x, y, rate)
+    measure = _api(metric, mapper)
+    refuse_unheard(metric, x, y, rate, _SHORTEST_SECONDS)
     try:
         value = float(measure.measure_from_arrays(x, y, rate).moslqo)
     except IndexError:
@@ -152,26 +148,20 @@ def _score(
     return {metric: value}
 
 
-def _refuse(metric: str, reference: Signal, reconstruction: Signal, rate: int) -> None:
-    if reference.size < _SHORTEST_SECONDS * rate:
-        raise Undefined(f"{metric}: shorter than {_SHORTEST_SECONDS:g} s")
-    for name, signal in (("reference", reference), ("reconstruction", reconstruction)):
-        if not np.any(signal):
-            raise Undefined(f"{metric}: the {name} is digital silence")
-
-
 @lru_cache(maxsize=3)
-def _api(mapper: Mapper) -> Any:
-    import numba  # a minute for a second of sound without it
-    from visqol import VisqolApi
-
+def _api(metric: str, mapper: Mapper) -> Any:
+    numba = optional("numba", metric)  # a minute for a second of sound without it
     numba.set_num_threads(1)  # rows are scored in processes of one core each
-    api = VisqolApi()
+    api = optional("visqol", metric, package="visqol-python").VisqolApi()
     if mapper == "svr":
         api.create(mode="audio")
-    else:
+        return api
+    try:
         with _quiet():
             api.create(mode="speech", use_lattice_model=mapper == "lattice")
+    except ImportError as error:
+        fix = 'pip install "tokbench[audio]"'
+        raise MissingExtra(f"{metric} needs the package visqol-python[lattice,accel]", fix) from error
     return api
 
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tokbench.errors import MissingExtra, UsageError
-from tokbench.weights import load_into
+from tokbench.spec import Card
+from tokbench.types import Weights
+from tokbench.weights import load_into, load_state
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -106,6 +108,48 @@ def library(name: str, members: Sequence[str], owner: str, extra: str) -> tuple[
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise MissingExtra(f"{owner}: {name} cannot be imported: {reason[:300]}", fix) from error
+
+
+def transformers_model(
+    card: Card,
+    weights: Weights,
+    config: str,
+    model: str,
+    arguments: Mapping[str, Any],
+    *,
+    layouts: Sequence[Layout] = (),
+    drop: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    change: Callable[[Any], Any] = lambda module: module,
+) -> Any:
+    """Build a model of transformers from `arguments` of its configuration and fill it from the file of role `model`.
+
+    Args:
+        card: The checkpoint's card.
+        weights: Role `model` -> a state dict.
+        config: Name of the configuration's class.
+        model: Name of the model's class.
+        arguments: Of the configuration, which the model returned holds as `config`.
+        layouts: As of `assemble`.
+        drop: As of `assemble`.
+        optional: As of `assemble`.
+        change: Makes what is filled of the model as the library builds it.
+
+    Raises:
+        MissingExtra: transformers is not installed or too old.
+        WeightsRefused: The file does not fit the architecture.
+    """
+    config_kind, model_kind = library("transformers", [config, model], card.name, card.extra or "transformers")
+    settings = config_kind(**arguments)
+    path = weights["model"]
+    return assemble(
+        lambda: change(model_kind(settings)),
+        load_state(path),
+        layouts=layouts,
+        drop=drop,
+        optional=optional,
+        source=str(path),
+    )
 
 
 def diffusers_attention(state: State, wanted: Collection[str]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokbench.errors import NotApplicable, UsageError
+from tokbench.errors import MissingExtra, NotApplicable, UsageError
 from tokbench.types import Code
 
 T = TypeVar("T")
@@ -51,6 +51,34 @@ def finite(x: Tensor, name: str) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise NotApplicable(f"{name} cannot encode NaN or infinity")
     return x
+
+
+def sound_rows(x: Tensor, name: str, channels: Collection[int]) -> list[NDArray[np.float32]]:
+    """Return the rows (C, T) of a batch of sound as float32.
+
+    Raises:
+        UsageError: Not (B, C, T).
+        NotApplicable: Another number of channels than the codec takes, or NaN in the signal.
+    """
+    if x.ndim != 3:
+        raise UsageError(f"{name} takes (B, C, T), got {tuple(x.shape)}")
+    if x.shape[1] not in channels:
+        wanted = " or ".join(map(str, sorted(channels)))
+        raise NotApplicable(f"{name} takes {wanted} channel{'s' * (max(channels) > 1)}, got {x.shape[1]}")
+    return list(finite(x, name).numpy())
+
+
+def require_encoder(encoder: str, owners: str) -> None:
+    """Raise MissingExtra where PyAV is not installed, or was built without an encoder; `owners` need it."""
+    try:
+        import av
+
+        av.codec.Codec(encoder, "w")
+    except ImportError as error:
+        raise MissingExtra(f"{owners} need PyAV", "pip install av") from error
+    except ValueError as error:
+        fix = "pip install --only-binary av --force-reinstall av"
+        raise MissingExtra(f"this PyAV was built without {encoder}", fix) from error
 
 
 def to_8bit(x: Tensor, name: str) -> NDArray[np.uint8]:

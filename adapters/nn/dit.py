@@ -15,20 +15,18 @@ from .vit2d import Attention, Mlp
 
 Floats = npt.NDArray[np.float64]
 
-_FREQUENCIES = 256
-
 
 class TimeEmbedding(nn.Module):
-    """cos and sin of t at 128 frequencies, then an MLP of two layers with SiLU."""
+    """cos and sin of t at half of `waves` frequencies each, then an MLP of two layers with SiLU."""
 
-    def __init__(self, width: int, longest_period: float = 10_000.0, scale: float = 1.0) -> None:
+    def __init__(self, width: int, longest_period: float = 10_000.0, scale: float = 1.0, *, waves: int = 256) -> None:
         super().__init__()
-        self._longest_period, self._scale = longest_period, scale
-        self.mlp = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self._longest_period, self._scale, self._waves = longest_period, scale, waves
+        self.mlp = nn.Sequential(nn.Linear(waves, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         """Map times (B,) to (B, width)."""
-        half = _FREQUENCIES // 2
+        half = self._waves // 2
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
         angles = t.float()[:, None] * self._scale * torch.exp(-math.log(self._longest_period) * steps / half)
         embedded = torch.cat([angles.cos(), angles.sin()], dim=-1)

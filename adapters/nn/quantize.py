@@ -287,10 +287,7 @@ class MultiScaleQuantizer(nn.Module):
         """Map the streams of all scales to (B, dim, h, w)."""
         _, h, w = streams[-1].indices.shape
         parts = [self._enlarged(stream.indices, k, len(streams), (h, w)) for k, stream in enumerate(streams)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+        return sum(parts[1:], start=parts[0])
 
     def neighbours(self, codebook: str) -> Neighbours:
         """Return what lies near an entry of the table."""

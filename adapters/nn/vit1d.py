@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,19 @@ class Layout:
     def grid(self) -> int:
         """Patches a side."""
         return self.image_size // self.patch
+
+
+def dinov2_layout(architecture: Mapping[str, Any], *, latents: int, code_channels: int) -> Layout:
+    """Read `encoder`, `decoder` (sizes), `image_size` (256) and `patch` (16) of a card; the rest is as `Layout` has it."""
+    return Layout(
+        style="dinov2",
+        encoder=dinov2_size(architecture["encoder"]),
+        decoder=dinov2_size(architecture["decoder"]),
+        image_size=int(architecture.get("image_size", 256)),
+        patch=int(architecture.get("patch", 16)),
+        latents=latents,
+        code_channels=code_channels,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- parts

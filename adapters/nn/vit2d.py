@@ -152,6 +152,16 @@ def renamed(rules: Sequence[tuple[str, str]]) -> Layout:
     return layout
 
 
+OPEN_CLIP_BLOCK = (
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+"""The rules from OpenCLIP's keys of a block to those of `Block`."""
+
+
 def fused_qkv(q: str, k: str, v: str, *, unbiased: Collection[str] = ()) -> Layout:
     """Return a layout that stacks three projections into `<stem>.qkv`.
 

@@ -1,10 +1,11 @@
 """Audio metrics against reference implementations: torchmetrics, transformers, SciPy, and recorded numbers.
 
-The recorded numbers come from a throw-away environment, on the signals of `pair` below:
+The recorded numbers come from a throw-away environment, on the signals of `pair` below, which
+are those of `tones` (tests/helpers/sounds.py):
 
     pip install torch auraloss==0.4.0 descript-audiotools==0.7.2 librosa==0.11.0
     python - <<'END'
-    # pair = the function below
+    # pair = the function below, with tones
     import auraloss, librosa
     from audiotools import AudioSignal
     from audiotools.metrics.spectral import MelSpectrogramLoss
@@ -26,6 +27,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sounds import tones
 from torch import Tensor
 
 from tokbench.metrics._audio import spectrum
@@ -36,19 +38,9 @@ from tokbench.types import Code, Sample
 
 
 def pair(rate: int, channels: int = 1, seconds: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two tones and noise, and the same at 0.8 of the level with more noise: (1, C, T) float32 each."""
-    rng = np.random.RandomState(seed)
-    t = np.arange(int(rate * seconds)) / rate
-    x = np.stack(
-        [
-            0.3 * np.sin(2 * np.pi * (180 + 40 * c) * t)
-            + 0.1 * np.sin(2 * np.pi * 2500 * t * (1 + 0.3 * t))
-            + 0.02 * rng.randn(t.size)
-            for c in range(channels)
-        ]
-    )
-    y = 0.8 * x + 0.01 * rng.randn(*x.shape)
-    return torch.from_numpy(x.astype(np.float32))[None], torch.from_numpy(y.astype(np.float32))[None]
+    """The two sounds of `tones` as batches of one: (1, C, T) each."""
+    x, y = tones(rate, channels, seconds, seed)
+    return torch.from_numpy(x)[None], torch.from_numpy(y)[None]
 
 
 def sample(reference: Tensor, reconstruction: Tensor, rate: int) -> Sample:

@@ -7,22 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import picture_sample
 from torch import Tensor
 
 from tokbench.errors import NotApplicable, UsageError, WeightsAbsent
 from tokbench.metrics.perceptual import Lpips
-from tokbench.spec import Modality, TokenizerSpec
-from tokbench.types import Code, Sample
 from tokbench.weights import WeightsRefused
 
 NETS = ["alex", "vgg", "squeeze"]
 Trunks = Callable[[str], str]
-
-
-def sample(x: Tensor, y: Tensor) -> Sample:
-    modality: Modality = {3: "audio", 4: "image", 5: "video"}[x.ndim]  # type: ignore[assignment]
-    keys = tuple(str(i) for i in range(x.shape[0]))
-    return Sample(keys, x, y, y, Code(), TokenizerSpec(name="test", modality=modality, kind="none"), groups=keys)
 
 
 def pair(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -52,7 +45,7 @@ def test_values_are_those_of_the_package(net: str, trunk_weights: Trunks) -> Non
     with torch.inference_mode():
         theirs = package(net, trunk_weights(net))(x, y, normalize=True).flatten().double()
         wrong = package(net, trunk_weights(net))(x, y).flatten().double()
-    mine = Lpips(net=net, weights=trunk_weights(net))(sample(x, y))[f"lpips_{net}"]
+    mine = Lpips(net=net, weights=trunk_weights(net))(picture_sample(x, y))[f"lpips_{net}"]
     assert mine.dtype == torch.float64
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
     assert float(mine[2]) == 0.0
@@ -64,18 +57,18 @@ def test_values_are_those_of_the_package(net: str, trunk_weights: Trunks) -> Non
 def test_rows_are_the_same_bits_in_any_batch(net: str, trunk_weights: Trunks) -> None:
     x, y = pair(8, 3, 48, 64)
     metric = Lpips(net=net, weights=trunk_weights(net))
-    whole = metric(sample(x, y))[metric.column]
+    whole = metric(picture_sample(x, y))[metric.column]
     for size in (1, 3):
-        parts = [metric(sample(x[i : i + size], y[i : i + size]))[metric.column] for i in range(0, 8, size)]
+        parts = [metric(picture_sample(x[i : i + size], y[i : i + size]))[metric.column] for i in range(0, 8, size)]
         assert torch.equal(torch.cat(parts), whole)
 
 
 def test_a_clip_is_the_mean_of_its_frames(trunk_weights: Trunks) -> None:
     x, y = pair(2, 3, 3, 48, 48)
     metric = Lpips(weights=trunk_weights("alex"))
-    clips = metric(sample(x, y))["lpips_alex"]
+    clips = metric(picture_sample(x, y))["lpips_alex"]
     for row in range(2):
-        frames = metric(sample(x[row].movedim(1, 0), y[row].movedim(1, 0)))["lpips_alex"]
+        frames = metric(picture_sample(x[row].movedim(1, 0), y[row].movedim(1, 0)))["lpips_alex"]
         torch.testing.assert_close(clips[row], frames.mean(), rtol=1e-12, atol=0)
 
 
@@ -94,7 +87,7 @@ def test_absent_weights_are_a_state_that_says_where_to_put_them(
     metric = Lpips()
     assert metric.spec.protocol["weights"] == "absent"
     with pytest.raises(WeightsAbsent) as caught:
-        metric(sample(*pair(1, 3, 48, 48)))
+        metric(picture_sample(*pair(1, 3, 48, 48)))
     assert "alexnet-owt-7be5be79.pth" in str(caught.value)
     assert str(tmp_path / "hub" / "checkpoints") in caught.value.fix
     assert "https://download.pytorch.org" in caught.value.fix
@@ -105,8 +98,8 @@ def test_wrong_input_says_so(trunk_weights: Trunks) -> None:
         Lpips(net="resnet")
     metric = Lpips(weights=trunk_weights("alex"))
     with pytest.raises(UsageError, match="at least 31 pixels"):
-        metric(sample(*pair(1, 3, 24, 48)))
+        metric(picture_sample(*pair(1, 3, 24, 48)))
     with pytest.raises(NotApplicable):
-        metric(sample(torch.zeros(1, 1, 800), torch.zeros(1, 1, 800)))
+        metric(picture_sample(torch.zeros(1, 1, 800), torch.zeros(1, 1, 800)))
     with pytest.raises(WeightsRefused, match="not torchvision's trunk for lpips alex"):
-        Lpips(weights=trunk_weights("squeeze"))(sample(*pair(1, 3, 48, 48)))
+        Lpips(weights=trunk_weights("squeeze"))(picture_sample(*pair(1, 3, 48, 48)))

@@ -10,23 +10,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
+from pictures import picture_sample
 from torch import Tensor
 
 from tokbench.errors import NotApplicable, UsageError, WeightsAbsent
 from tokbench.metrics.dists import SHARES, Dists
 from tokbench.metrics.perceptual import Lpips
 from tokbench.metrics.ssim import MsSsim, Ssim
-from tokbench.spec import Modality, TokenizerSpec
-from tokbench.types import Code, Sample
 from tokbench.weights import WeightsRefused, file_digest
 
 Trunks = Callable[[str], str]
-
-
-def sample(x: Tensor, y: Tensor) -> Sample:
-    modality: Modality = {3: "audio", 4: "image", 5: "video"}[x.ndim]  # type: ignore[assignment]
-    keys = tuple(str(i) for i in range(x.shape[0]))
-    return Sample(keys, x, y, y, Code(), TokenizerSpec(name="test", modality=modality, kind="none"), groups=keys)
 
 
 def pair(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -77,7 +70,7 @@ def test_dists_is_the_authors(vgg: str) -> None:
     x, y = pair(3, 3, 67, 80)
     with torch.inference_mode():
         expected = theirs(x, y).double()
-    mine = Dists(weights=vgg)(sample(x, y))["dists"]
+    mine = Dists(weights=vgg)(picture_sample(x, y))["dists"]
     assert mine.dtype == torch.float64
     assert float(expected[0]) > float(expected[1]) > 1e-3
     torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
@@ -92,7 +85,7 @@ def test_dists_is_piqs(vgg: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = pair(2, 3, 64, 72, seed=1)
     with torch.inference_mode():
         expected = piq.DISTS(reduction="none")(x, y).double()
-    torch.testing.assert_close(Dists(weights=vgg)(sample(x, y))["dists"], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(Dists(weights=vgg)(picture_sample(x, y))["dists"], expected, rtol=0, atol=1e-5)
 
 
 def test_lpips_vgg_is_piqs(vgg: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +99,7 @@ def test_lpips_vgg_is_piqs(vgg: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = pair(2, 3, 64, 72, seed=2)
     with torch.inference_mode():
         expected = piq.LPIPS(reduction="none")(x, y).double()
-    mine = Lpips(net="vgg", weights=vgg)(sample(x, y))["lpips_vgg"]
+    mine = Lpips(net="vgg", weights=vgg)(picture_sample(x, y))["lpips_vgg"]
     assert float(expected[0]) > 1e-3
     torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
 
@@ -117,18 +110,18 @@ def test_ssim_and_ms_ssim_are_piqs(shape: tuple[int, ...]) -> None:
 
     x, y = pair(*shape, seed=3)
     theirs = piq.ssim(x.double(), y.double(), data_range=1.0, downsample=False, reduction="none")
-    torch.testing.assert_close(Ssim()(sample(x, y))["ssim"], theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(Ssim()(picture_sample(x, y))["ssim"], theirs, rtol=0, atol=1e-5)
     if shape[-1] % 2 == 0:  # piq pads odd sides on another end than pytorch_msssim, which ms_ssim follows
         theirs = piq.multi_scale_ssim(x.double(), y.double(), data_range=1.0, reduction="none")
-        torch.testing.assert_close(MsSsim()(sample(x, y))["ms_ssim"], theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(MsSsim()(picture_sample(x, y))["ms_ssim"], theirs, rtol=0, atol=1e-4)
 
 
 def test_dists_rows_are_the_same_bits_in_any_batch(vgg: str) -> None:
     x, y = pair(4, 3, 32, 40)
     metric = Dists(weights=vgg)
-    whole = metric(sample(x, y))["dists"]
+    whole = metric(picture_sample(x, y))["dists"]
     for size in (1, 3):
-        parts = [metric(sample(x[i : i + size], y[i : i + size]))["dists"] for i in range(0, 4, size)]
+        parts = [metric(picture_sample(x[i : i + size], y[i : i + size]))["dists"] for i in range(0, 4, size)]
         assert torch.equal(torch.cat(parts), whole)
 
 
@@ -136,24 +129,24 @@ def test_dists_of_a_clip_is_the_mean_of_its_frames(vgg: str) -> None:
     x, y = pair(1, 3, 2, 32, 32)
     y = (y + 0.1 * torch.randn(y.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     metric = Dists(weights=vgg)
-    frames = metric(sample(x[0].movedim(1, 0), y[0].movedim(1, 0)))["dists"]
-    torch.testing.assert_close(metric(sample(x, y))["dists"], frames.mean()[None], rtol=1e-12, atol=0)
+    frames = metric(picture_sample(x[0].movedim(1, 0), y[0].movedim(1, 0)))["dists"]
+    torch.testing.assert_close(metric(picture_sample(x, y))["dists"], frames.mean()[None], rtol=1e-12, atol=0)
 
 
 def test_dists_says_what_is_wrong(
     vgg: str, trunk_weights: Trunks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="at least 16 pixels"):
-        Dists(weights=vgg)(sample(*pair(1, 3, 12, 48)))
+        Dists(weights=vgg)(picture_sample(*pair(1, 3, 12, 48)))
     with pytest.raises(NotApplicable):
-        Dists(weights=vgg)(sample(torch.zeros(1, 1, 800), torch.zeros(1, 1, 800)))
+        Dists(weights=vgg)(picture_sample(torch.zeros(1, 1, 800), torch.zeros(1, 1, 800)))
     with pytest.raises(WeightsRefused, match="not torchvision's VGG16"):
-        Dists(weights=trunk_weights("alex"))(sample(*pair(1, 3, 32, 32)))
+        Dists(weights=trunk_weights("alex"))(picture_sample(*pair(1, 3, 32, 32)))
     torch.save({"alpha": torch.zeros(3), "beta": torch.zeros(3)}, tmp_path / "weights.pt")
     with pytest.raises(WeightsRefused, match="not alpha and beta of DISTS"):
-        Dists(weights=vgg, shares=str(tmp_path / "weights.pt"))(sample(*pair(1, 3, 32, 32)))
+        Dists(weights=vgg, shares=str(tmp_path / "weights.pt"))(picture_sample(*pair(1, 3, 32, 32)))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("TOKBENCH_WEIGHTS", raising=False)
     assert Dists().spec.protocol["weights"] == "absent"
     with pytest.raises(WeightsAbsent, match=r"vgg16-397923af\.pth"):
-        Dists()(sample(*pair(1, 3, 32, 32)))
+        Dists()(picture_sample(*pair(1, 3, 32, 32)))

@@ -1,7 +1,7 @@
 """Speech and spectral metrics against the packages they stand for: the same signals, to stated tolerances.
 
 Recorded numbers come from throw-away environments, on the signals of `voice` and `at_snr` (tests/helpers/voice.py) and of
-`pair` (as in test_audio_parity.py):
+`tones` (tests/helpers/sounds.py):
 
     pip install pysptk==1.0.1 pyworld==0.3.5 scipy    # MCD: WORLD, then pysptk.sp2mc, step by step as versa's mcd_f0.py
     pip install descript-audiotools==0.7.2 torch      # STFT_DAC: MultiScaleSTFTLoss()(AudioSignal(x, rate), …(y, rate))
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sounds import sound_sample
+from sounds import sound_sample, tones
 from voice import at_snr, recording, voice
 
 from tokbench.metrics import pitch_crepe
@@ -205,27 +205,12 @@ def test_a_weighting_is_librosas() -> None:
     np.testing.assert_allclose(pitch_crepe.a_weighting(hertz), librosa.A_weighting(hertz), atol=1e-9)
 
 
-def pair(rate: int, channels: int = 1, seconds: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.RandomState(seed)
-    t = np.arange(int(rate * seconds)) / rate
-    x = np.stack(
-        [
-            0.3 * np.sin(2 * np.pi * (180 + 40 * c) * t)
-            + 0.1 * np.sin(2 * np.pi * 2500 * t * (1 + 0.3 * t))
-            + 0.02 * rng.randn(t.size)
-            for c in range(channels)
-        ]
-    )
-    y = 0.8 * x + 0.01 * rng.randn(*x.shape)
-    return x.astype(np.float32), y.astype(np.float32)
-
-
 STFT_DAC = {(24_000, 1): 1.1623494625091553, (16_000, 1): 1.1942158937454224, (44_100, 2): 1.1591359376907349}
 
 
 @pytest.mark.parametrize(("rate", "channels"), STFT_DAC)
 def test_stft_dac_is_audiotools(rate: int, channels: int) -> None:
-    x, y = pair(rate, channels)
+    x, y = tones(rate, channels)
     value = StftDac()(sound_sample([x], [y], rate))["stft_dac"].item()
     assert value == pytest.approx(STFT_DAC[rate, channels], rel=1e-4)
 

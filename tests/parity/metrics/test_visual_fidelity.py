@@ -7,21 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics.functional as tm
+from pictures import picture_sample
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from tokbench.errors import NotApplicable, UsageError
 from tokbench.metrics import fidelity
 from tokbench.metrics.fidelity import Mae, Psnr
-from tokbench.spec import Modality, TokenizerSpec
-from tokbench.types import Code, Sample
-
-
-def make(x: Tensor, y: Tensor, modality: Modality | None = None) -> Sample:
-    modality = modality or {4: "image", 5: "video", 3: "audio"}[x.ndim]  # type: ignore[assignment]
-    keys = tuple(str(i) for i in range(x.shape[0]))
-    spec = TokenizerSpec(name="test", modality=modality, kind="none")
-    return Sample(keys=keys, reference=x, reconstruction=y, raw=y, code=Code(), spec=spec, groups=keys)
 
 
 def pair(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -43,7 +35,7 @@ def threads() -> Iterator[None]:
 
 def test_psnr_is_skimage_per_image() -> None:
     x, y = pair(5, 3, 40, 56)
-    mine = Psnr()(make(x, y))
+    mine = Psnr()(picture_sample(x, y))
     theirs = [
         peak_signal_noise_ratio(a.double().numpy(), b.double().numpy(), data_range=1) for a, b in zip(x, y, strict=True)
     ]
@@ -55,7 +47,7 @@ def test_psnr_is_skimage_per_image() -> None:
 
 def test_psnr_is_skimage_per_clip_and_per_frame() -> None:
     x, y = pair(3, 3, 5, 24, 20)
-    mine = Psnr()(make(x, y))
+    mine = Psnr()(picture_sample(x, y))
     xs, ys = x.double().numpy(), y.double().numpy()
     for row in range(3):
         clip = peak_signal_noise_ratio(xs[row], ys[row], data_range=1)
@@ -68,7 +60,7 @@ def test_psnr_is_skimage_per_clip_and_per_frame() -> None:
 def test_pooled_psnr_is_torchmetrics_and_below_the_mean_of_images() -> None:
     x, y = pair(6, 3, 32, 32)
     metric = Psnr()
-    rows = {name: value.tolist() for name, value in metric(make(x, y)).items()}
+    rows = {name: value.tolist() for name, value in metric(picture_sample(x, y)).items()}
     pooled = metric.summarise(rows, [str(i) for i in range(6)])
     theirs = tm.image.peak_signal_noise_ratio(y.double(), x.double(), data_range=1.0).item()
     assert pooled == {"psnr_pooled": pytest.approx(theirs, abs=1e-5)}  # torchmetrics takes its logarithm in float32
@@ -80,7 +72,7 @@ def test_pooled_psnr_is_torchmetrics_and_below_the_mean_of_images() -> None:
 def test_pooled_psnr_weighs_images_by_their_values() -> None:
     metric = Psnr()
     small, large = pair(1, 3, 16, 16, seed=1), pair(1, 3, 64, 48, seed=2)
-    parts = [metric(make(*small)), metric(make(*large))]
+    parts = [metric(picture_sample(*small)), metric(picture_sample(*large))]
     rows = {name: [part[name].item() for part in parts] for name in parts[0]}
     squares = torch.cat([(a.double() - b.double()).flatten() ** 2 for a, b in (small, large)])
     expected = -10 * math.log10(squares.mean().item())
@@ -90,7 +82,7 @@ def test_pooled_psnr_weighs_images_by_their_values() -> None:
 def test_video_psnr_pools_the_clips_of_a_file_then_means_over_files() -> None:
     metric = Psnr()
     x, y = pair(4, 3, 3, 16, 16)
-    rows: dict[str, list[float | None]] = {name: value.tolist() for name, value in metric(make(x, y)).items()}
+    rows: dict[str, list[float | None]] = {name: value.tolist() for name, value in metric(picture_sample(x, y)).items()}
     groups = ["b", "a", "b", "a"]
     mse = (x.double() - y.double()).square().flatten(1).mean(1)
     files = [-10 * math.log10(((mse[0] + mse[2]) / 2).item()), -10 * math.log10(((mse[1] + mse[3]) / 2).item())]
@@ -118,7 +110,7 @@ def test_identical_pairs_are_capped_and_counted_never_infinite() -> None:
     y[2] = x[2]
     y[2, :, 1] = 1 - x[2, :, 1]
     metric = Psnr()
-    mine = metric(make(x, y))
+    mine = metric(picture_sample(x, y))
     assert mine["psnr_identical"].tolist() == [0, 1, 0]
     assert mine["psnr"][1] == 100
     assert mine["psnr_frame"][1] == 100
@@ -126,14 +118,14 @@ def test_identical_pairs_are_capped_and_counted_never_infinite() -> None:
     assert mine["psnr_frame"][2] > 50 > mine["psnr"][2]  # one of its two frames is identical
     rows = {name: value[1:2].tolist() for name, value in mine.items()}
     assert metric.summarise(rows, ["a"]) == {"psnr_pooled": 100.0, "psnr_video": 100.0}
-    assert Psnr(cap=60)(make(x, y))["psnr"][1] == 60
+    assert Psnr(cap=60)(picture_sample(x, y))["psnr"][1] == 60
 
 
 def test_one_level_in_one_value_is_not_above_an_identical_pair() -> None:
     x = torch.zeros(1, 3, 256, 256)
     y = x.clone()
     y[0, 0, 0, 0] = 1 / 255
-    mine = Psnr()(make(x, y))
+    mine = Psnr()(picture_sample(x, y))
     assert mine["psnr"].item() == 100
     assert mine["psnr_identical"].item() == 0
 
@@ -141,7 +133,7 @@ def test_one_level_in_one_value_is_not_above_an_identical_pair() -> None:
 @pytest.mark.parametrize("shape", [(3, 3, 30, 22), (2, 3, 4, 18, 20)])
 def test_mae_is_torchmetrics(shape: tuple[int, ...]) -> None:
     x, y = pair(*shape)
-    mine = Mae()(make(x, y))["mae"]
+    mine = Mae()(picture_sample(x, y))["mae"]
     theirs = [tm.mean_absolute_error(b.double(), a.double()).item() for a, b in zip(x, y, strict=True)]
     np.testing.assert_allclose(mine, theirs, atol=1e-12)
 
@@ -156,7 +148,7 @@ def test_rows_have_the_same_bits_in_any_batch_and_thread_count(
     for count in (1, 2):
         torch.set_num_threads(count)
         for size in (1, 3, 8):
-            parts = [metric(make(a, b)) for a, b in zip(x.split(size), y.split(size), strict=True)]
+            parts = [metric(picture_sample(a, b)) for a, b in zip(x.split(size), y.split(size), strict=True)]
             found.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
     for other in found[1:]:
         assert all(torch.equal(found[0][name], other[name]) for name in found[0])
@@ -169,26 +161,26 @@ def test_whole_batches_score_the_same(
 ) -> None:
     """Accelerators take many rows in one block; here the same code does so on CPU."""
     x, y = pair(*shape)
-    expected = metric(make(x, y))
+    expected = metric(picture_sample(x, y))
     monkeypatch.setattr(fidelity, "by_rows", lambda function, a, b: function(a, b))
-    for name, value in metric(make(x, y)).items():
+    for name, value in metric(picture_sample(x, y)).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-13)
 
 
 def test_strides_do_not_change_a_row() -> None:
     x, y = pair(2, 3, 40, 40)
     last = x.to(memory_format=torch.channels_last), y.to(memory_format=torch.channels_last)
-    assert torch.equal(Psnr()(make(x, y))["psnr"], Psnr()(make(*last))["psnr"])
+    assert torch.equal(Psnr()(picture_sample(x, y))["psnr"], Psnr()(picture_sample(*last))["psnr"])
 
 
 @pytest.mark.parametrize("metric", [Psnr(), Mae()], ids=["psnr", "mae"])
 def test_what_cannot_be_compared_is_an_error(metric: Psnr | Mae) -> None:
     with pytest.raises(UsageError, match="one shape"):
-        metric(make(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9)))
+        metric(picture_sample(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9)))
     with pytest.raises(UsageError, match="4 axes"):
-        metric(make(torch.zeros(1, 3, 2, 8, 8), torch.zeros(1, 3, 2, 8, 8), "image"))
+        metric(picture_sample(torch.zeros(1, 3, 2, 8, 8), torch.zeros(1, 3, 2, 8, 8), "image"))
     with pytest.raises(NotApplicable, match="sound"):
-        metric(make(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8)))
+        metric(picture_sample(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8)))
 
 
 def test_options_and_columns() -> None:
@@ -197,5 +189,5 @@ def test_options_and_columns() -> None:
     metric = Psnr(cap=80)
     assert metric.spec.protocol == {"data_range": 1.0, "cap": 80.0}
     row_columns = {column.name for column in metric.spec.columns if column.where == "row"}
-    assert set(metric(make(*pair(1, 3, 2, 8, 8)))) == row_columns
+    assert set(metric(picture_sample(*pair(1, 3, 2, 8, 8)))) == row_columns
     assert {column.name for column in metric.spec.columns if column.where == "corpus"} == {"psnr_video", "psnr_pooled"}

@@ -7,21 +7,13 @@ import pytest
 import pytorch_msssim
 import torch
 import torchmetrics.functional.image as tm
+from pictures import picture_sample
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from tokbench.errors import NotApplicable, UsageError
 from tokbench.metrics import ssim as ssim_module
 from tokbench.metrics.ssim import MsSsim, Ssim
-from tokbench.spec import Modality, TokenizerSpec
-from tokbench.types import Code, Sample
-
-
-def make(x: Tensor, y: Tensor) -> Sample:
-    modality: Modality = {4: "image", 5: "video", 3: "audio"}[x.ndim]  # type: ignore[assignment]
-    keys = tuple(str(i) for i in range(x.shape[0]))
-    spec = TokenizerSpec(name="test", modality=modality, kind="none")
-    return Sample(keys=keys, reference=x, reconstruction=y, raw=y, code=Code(), spec=spec, groups=keys)
 
 
 def pair(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -69,7 +61,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("shape", [(3, 3, 48, 61), (2, 3, 11, 30), (1, 3, 300, 301), (2, 3, 256, 256)])
 def test_ssim_is_skimage_and_pytorch_msssim(shape: tuple[int, ...]) -> None:
     x, y = pair(*shape)
-    mine = Ssim()(make(x, y))["ssim"]
+    mine = Ssim()(picture_sample(x, y))["ssim"]
     assert mine.dtype == torch.float64
     if shape[-2] > 11:
         skimage = [skimage_cut(a, b) for a, b in zip(x, y, strict=True)]
@@ -86,16 +78,18 @@ def test_ssim_is_torchmetrics_inside_its_border() -> None:
     _, full = tm.structural_similarity_index_measure(
         y.double(), x.double(), data_range=1.0, reduction="none", return_full_image=True
     )
-    np.testing.assert_allclose(Ssim()(make(x, y))["ssim"], full[..., 5:-5, 5:-5].mean((1, 2, 3)), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        Ssim()(picture_sample(x, y))["ssim"], full[..., 5:-5, 5:-5].mean((1, 2, 3)), atol=1e-6, rtol=0
+    )
 
 
 def test_a_white_page_keeps_its_digits_in_float32() -> None:
     x, y = page(200)
-    mine = Ssim()(make(x, y))["ssim"].item()
+    mine = Ssim()(picture_sample(x, y))["ssim"].item()
     exact = skimage_cut(x[0], y[0])
     assert mine == pytest.approx(exact, abs=1e-7)
     assert abs(pytorch_msssim.ssim(x, y, data_range=1.0).item() - exact) > 1e-5  # the usual form in float32
-    multi = MsSsim()(make(x, y))["ms_ssim"].item()
+    multi = MsSsim()(picture_sample(x, y))["ms_ssim"].item()
     theirs = pytorch_msssim.ms_ssim(x.double(), y.double(), data_range=1.0, win=exact_window(11, 1.5)).item()
     assert multi == pytest.approx(theirs, abs=1e-7)
 
@@ -103,7 +97,7 @@ def test_a_white_page_keeps_its_digits_in_float32() -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 161, 176), (1, 3, 181, 203), (3, 3, 192, 192)])
 def test_ms_ssim_is_pytorch_msssim(shape: tuple[int, ...]) -> None:
     x, y = pair(*shape)
-    mine = MsSsim()(make(x, y))["ms_ssim"]
+    mine = MsSsim()(picture_sample(x, y))["ms_ssim"]
     exact = pytorch_msssim.ms_ssim(
         x.double(), y.double(), data_range=1.0, size_average=False, win=exact_window(11, 1.5)
     )
@@ -115,9 +109,9 @@ def test_ms_ssim_is_pytorch_msssim(shape: tuple[int, ...]) -> None:
 def test_ms_ssim_counts_negative_terms_as_zero() -> None:
     x, _ = pair(1, 3, 176, 176)
     theirs = pytorch_msssim.ms_ssim(x.double(), 1 - x.double(), data_range=1.0, size_average=False)
-    mine = MsSsim()(make(x, 1 - x))["ms_ssim"]
+    mine = MsSsim()(picture_sample(x, 1 - x))["ms_ssim"]
     assert mine.item() == theirs.item() == 0.0
-    assert Ssim()(make(x, 1 - x))["ssim"].item() < 0
+    assert Ssim()(picture_sample(x, 1 - x))["ssim"].item() < 0
 
 
 def test_video_is_the_mean_over_frames() -> None:
@@ -125,14 +119,14 @@ def test_video_is_the_mean_over_frames() -> None:
     flat = [v.movedim(2, 1).reshape(-1, 3, 165, 170) for v in (x, y)]
     for metric in (Ssim(), MsSsim()):
         name = metric.spec.name
-        frames = metric(make(*flat))[name].reshape(2, 3)
-        np.testing.assert_allclose(metric(make(x, y))[name], frames.mean(1), atol=1e-12, rtol=0)
+        frames = metric(picture_sample(*flat))[name].reshape(2, 3)
+        np.testing.assert_allclose(metric(picture_sample(x, y))[name], frames.mean(1), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("metric", [Ssim(), MsSsim()], ids=["ssim", "ms_ssim"])
 def test_identical_pairs_score_one_exactly(metric: Ssim | MsSsim) -> None:
     x, _ = pair(2, 3, 176, 180)
-    assert metric(make(x, x.clone()))[metric.spec.name].tolist() == [1.0, 1.0]
+    assert metric(picture_sample(x, x.clone()))[metric.spec.name].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -141,10 +135,10 @@ def test_identical_pairs_score_one_exactly(metric: Ssim | MsSsim) -> None:
 def test_too_small_is_undefined_with_its_reason(metric: Ssim | MsSsim, side: int, says: str) -> None:
     name = metric.spec.name
     x, y = pair(2, 3, side, 200)
-    assert metric(make(x, y))[name].isnan().all()
+    assert metric(picture_sample(x, y))[name].isnan().all()
     assert says in metric.undefined[name]
     x, y = pair(2, 3, side + 1, 200)
-    assert metric(make(x, y))[name].isfinite().all()
+    assert metric(picture_sample(x, y))[name].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +157,9 @@ def test_rows_have_the_same_bits_in_any_batch_and_thread_count(
     found = []
     for count, size in ((1, 1), (1, 3), (1, 8), (2, 8)):
         torch.set_num_threads(count)
-        parts = [metric(make(a, b))[metric.spec.name] for a, b in zip(x.split(size), y.split(size), strict=True)]
+        parts = [
+            metric(picture_sample(a, b))[metric.spec.name] for a, b in zip(x.split(size), y.split(size), strict=True)
+        ]
         found.append(torch.cat(parts))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
@@ -173,16 +169,16 @@ def test_blocks_and_whole_batches_score_the_same(metric: Ssim | MsSsim, monkeypa
     """Accelerators take many rows and planes in one block; here the same code does so on CPU."""
     x, y = pair(3, 3, 161, 165)
     name = metric.spec.name
-    expected = metric(make(x, y))[name]
+    expected = metric(picture_sample(x, y))[name]
     monkeypatch.setattr(ssim_module, "_CPU_BLOCK", 500)
-    assert torch.equal(metric(make(x, y))[name], expected)
+    assert torch.equal(metric(picture_sample(x, y))[name], expected)
 
     def one_block(a: Tensor, height: int) -> Iterator[tuple[slice, slice]]:
         yield slice(0, a.shape[0]), slice(0, height)
 
     monkeypatch.setattr(ssim_module, "_blocks", one_block)
     monkeypatch.setattr(ssim_module, "by_rows", lambda function, a, b: function(a, b))
-    assert torch.equal(metric(make(x, y))[name], expected)
+    assert torch.equal(metric(picture_sample(x, y))[name], expected)
 
 
 def test_other_windows_are_part_of_the_protocol() -> None:
@@ -191,7 +187,7 @@ def test_other_windows_are_part_of_the_protocol() -> None:
     theirs = pytorch_msssim.ssim(
         x.double(), y.double(), data_range=1.0, size_average=False, win=exact_window(7, 1.0), K=(0.02, 0.05)
     )
-    np.testing.assert_allclose(metric(make(x, y))["ssim"], theirs, atol=1e-7, rtol=0)
+    np.testing.assert_allclose(metric(picture_sample(x, y))["ssim"], theirs, atol=1e-7, rtol=0)
     assert metric.spec.protocol["window"] == 7
     assert metric.spec.protocol != Ssim().spec.protocol
     assert "7/1" in metric.spec.columns[0].description
@@ -203,6 +199,6 @@ def test_wrong_options_and_shapes_are_errors(make_metric: type[Ssim] | type[MsSs
         with pytest.raises(UsageError, match=next(iter(bad))):
             make_metric(**bad)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="one shape"):
-        make_metric()(make(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 20, 21)))
+        make_metric()(picture_sample(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 20, 21)))
     with pytest.raises(NotApplicable, match="sound"):
-        make_metric()(make(torch.zeros(1, 1, 20), torch.zeros(1, 1, 20)))
+        make_metric()(picture_sample(torch.zeros(1, 1, 20), torch.zeros(1, 1, 20)))

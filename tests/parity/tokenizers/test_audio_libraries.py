@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from seeded import seeded_audio, seeded_tensor
 from torch import Tensor
 
-from tokbench.adapters.nn.audio_features import kaldi_filter_banks, pad_end, whisper_log_mel
-from tokbench.adapters.nn.audio_seanet import SpeechCodec
-from tokbench.adapters.nn.audio_whisper_fsq import SpeechEncoder
 from tokbench.adapters.nn.checkpoint import skeleton
+from tokbench.adapters.nn.filterbanks import kaldi_filter_banks, pad_end, whisper_log_mel
+from tokbench.adapters.nn.whisper_fsq import SpeechEncoder
+from tokbench.adapters.speechtokenizer import SpeechCodec
 from tokbench.catalog import at_point, read_catalog
 from tokbench.contract import check
 from tokbench.reconstruct import Engine

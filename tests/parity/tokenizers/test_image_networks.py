@@ -154,7 +154,7 @@ def test_full_configuration_has_the_published_keys(name: str, tmp_path: Path, mo
 
     monkeypatch.setattr(checkpoint, "load_into", load_into)
     target = importlib.import_module(golden.card.target.partition(":")[0])
-    for room in (network, target):
+    for room in (checkpoint, network, target):
         monkeypatch.setattr(room, "load_state", load_state, raising=False)
     build_tokenizer(golden.card, {role: Path(role) for role in golden.plans()})
     built = {key: tuple(value.shape) for key, value in seen["module"].state_dict().items()}

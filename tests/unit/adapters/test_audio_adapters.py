@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokbench.adapters.nn.audio_resample import resampled
+from tokbench.adapters.nn.resample import resampled
 from tokbench.adapters.s3tokenizer import merged, state_of_onnx
 from tokbench.adapters.units import centroids_of
 from tokbench.catalog import at_point, parse_options, read_catalog
@@ -118,9 +118,9 @@ def bare(name: str) -> Any:
             **{**arguments, "attn_window_size": arguments["attn_window_size"] or None}
         )
     elif family == "speechtokenizer":
-        module = importlib.import_module("tokbench.adapters.nn.audio_seanet").SpeechCodec(**arguments)
+        module = importlib.import_module("tokbench.adapters.speechtokenizer").SpeechCodec(**arguments)
     elif family == "s3tokenizer":
-        module = importlib.import_module("tokbench.adapters.nn.audio_whisper_fsq").SpeechEncoder(**arguments)
+        module = importlib.import_module("tokbench.adapters.nn.whisper_fsq").SpeechEncoder(**arguments)
     elif family == "oobleck":
         module = importlib.import_module("diffusers").AutoencoderOobleck(**arguments)
     elif kind == "higgs_audio_v2_tokenizer":

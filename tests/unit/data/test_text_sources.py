@@ -134,6 +134,17 @@ def test_icdar_files(tmp_path: Path) -> None:
     assert dict(manifest(source, tmp_path / "cache").entries)["c.png"] == "unreadable"
 
 
+def test_words_belong_to_a_turned_photograph_as_it_is_decoded(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: the file's rows are the picture's columns
+    Image.new("RGB", (80, 60), "white").save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "gt_a.txt").write_text("1,2,30,12,EXIT\n")
+    source = open_source(f"icdar:{tmp_path}", "image")
+    (decoded,) = stream(source, ["a.jpg"], ImagePrepare("native", None))
+    assert isinstance(decoded, Item)
+    assert list(decoded.signal.shape[1:]) == decoded.annotations["size"] == [80, 60]
+
+
 def test_wrong_addresses_and_files_say_what_is_wrong(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     uri = tokbench(tmp_path, ic13=[{"file_name": "a.png", "annotations": []}])

@@ -514,7 +514,7 @@ def test_parseq_reads_from_a_file_of_doctrs_keys(tmp_path: Path) -> None:
 
 def test_parseq_is_found_where_a_download_leaves_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from tokbench import weights
-    from tokbench.metrics import _ocr_parseq
+    from tokbench.metrics import _backbones, _ocr_parseq
 
     monkeypatch.setattr(weights, "_cache", lambda _: tmp_path)
     monkeypatch.setattr("tokbench.metrics._backbones.file_digest", lambda _: "56125471" + "0" * 56)
@@ -522,7 +522,27 @@ def test_parseq_is_found_where_a_download_leaves_it(monkeypatch: pytest.MonkeyPa
     assert place.name == "parseq-56125471.pt"  # the suffix says how to read it
     place.parent.mkdir(parents=True)
     place.write_bytes(b"")
-    assert _ocr_parseq.find() == place
+    assert _backbones.find(_ocr_parseq.WEIGHTS) == place
+
+
+def test_parseq_is_found_where_doctr_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from tokbench import weights
+    from tokbench.metrics import _backbones, _ocr_parseq
+
+    monkeypatch.setattr(weights, "_cache", lambda _: tmp_path)
+    monkeypatch.setenv("DOCTR_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TOKBENCH_WEIGHTS", raising=False)
+    place = tmp_path / "models" / "parseq-56125471.pt"
+    with pytest.raises(WeightsAbsent, match="parseq-56125471") as absent:
+        _backbones.require(_ocr_parseq.WEIGHTS)
+    assert str(place) in str(absent.value.fix)
+    place.parent.mkdir()
+    place.write_bytes(b"another file")
+    with pytest.raises(WeightsRefused, match="begins with 56125471"):
+        _backbones.find(_ocr_parseq.WEIGHTS)
+    assert text_parseq().spec.protocol["weights"] == "absent"
+    monkeypatch.setattr(_backbones, "file_digest", lambda _: "56125471" + "0" * 56)
+    assert _backbones.find(_ocr_parseq.WEIGHTS) == place
 
 
 def test_the_words_page_spreads_over_all_bins() -> None:

@@ -1,4 +1,4 @@
-"""Decodes one Codec2 stream as a program of its own: `python audio_codec2_worker.py MODE < frames > samples`.
+"""Decodes one Codec2 stream as a program of its own: `python codec2_worker.py MODE < frames > samples`.
 
 The library draws the phases of unvoiced sound from a generator that belongs to the process and cannot be set back. In a fresh
 process it starts the same way each time, so a stream decodes to the same samples wherever and whenever it is decoded.

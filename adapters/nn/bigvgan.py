@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .codec_snake import AliasFreeSnake
+from .snake import AliasFreeSnake
 
 
 class _Block(nn.Module):
