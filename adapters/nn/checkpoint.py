@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -100,7 +101,9 @@ def library(name: str, members: Sequence[str], owner: str, extra: str) -> tuple[
     """
     fix = f'pip install "tokbench[{extra}]"'
     try:
-        module = importlib.import_module(name)
+        with warnings.catch_warnings():  # what a library deprecates of its own is no news to who runs it here
+            warnings.simplefilter("ignore")
+            module = importlib.import_module(name)
         return tuple(getattr(module, member) for member in members)
     except ModuleNotFoundError as error:
         raise MissingExtra(f"{owner} needs {error.name}", fix) from error

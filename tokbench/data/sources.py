@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
+from tokbench.data.annotated import AnnotatedSource, Listing
 from tokbench.data.corpora import LAYOUTS, CorpusSource
-from tokbench.data.faces import FACE_SCHEMES, FaceSource
+from tokbench.data.faces import FACE_LISTINGS
 from tokbench.data.folder import FolderSource
 from tokbench.data.hub import HubSource
 from tokbench.data.samples import open_samples
 from tokbench.data.shards import ShardSource
-from tokbench.data.text import TEXT_SCHEMES, TextSource
+from tokbench.data.text import TEXT_LISTINGS
 from tokbench.data.types import Source
 from tokbench.errors import UsageError
 from tokbench.spec import Modality
 
+_LISTINGS: Mapping[str, Listing] = {**TEXT_LISTINGS, **FACE_LISTINGS}
 _FORMS = (
     "folder:/path, librispeech|libritts|musdb|audioset:/path, wds:/path/shard-{000..012}.tar, "
     "hf:org/name@revision:split, sample:image|video|audio|speech|text|words|faces, "
-    "tokbench-text:/path, coco-text:/images?truth=/annotations.json, icdar:/images?truth=/folder"
+    "tokbench-text:/path, coco-text:/images?truth=/annotations.json, icdar:/images?truth=/folder, "
+    "tokbench-face:/path, wflw:/path, lfw:/path"
 )
 
 
@@ -32,7 +36,7 @@ def open_source(uri: str, modality: Modality) -> Source:
             and wildcards; `hf:org/name@revision:split[?column=image&config=default]` (extra `hf`); `sample:image`,
             `sample:text`, `sample:video`, `sample:audio`, `sample:speech`, `sample:words`, `sample:faces` for the built-in
             sets; text datasets `tokbench-text:PATH[?set=ic13,tt]`, `coco-text:IMAGES?truth=JSON[&set=val]`,
-            `icdar:IMAGES[?truth=FOLDER]`.
+            `icdar:IMAGES[?truth=FOLDER]`; faces `tokbench-face:PATH[?truth=JSON]`, `wflw:PATH[?list=FILE]`, `lfw:PATH`.
         modality: What to read from it.
 
     Raises:
@@ -47,10 +51,8 @@ def open_source(uri: str, modality: Modality) -> Source:
         return ShardSource(uri, rest, modality)
     if colon and scheme == "hf":
         return HubSource(uri, modality)
-    if colon and scheme in TEXT_SCHEMES:
-        return TextSource(uri, scheme, rest, modality)
-    if colon and scheme in FACE_SCHEMES:
-        return FaceSource(uri, scheme, rest, modality)
+    if colon and scheme in _LISTINGS:
+        return AnnotatedSource(uri, _LISTINGS[scheme], rest, modality)
     if colon and scheme in LAYOUTS:
         return CorpusSource(uri, scheme, Path(rest).expanduser(), modality)
     path = Path(rest if colon and scheme == "folder" else uri).expanduser()
