@@ -1,4 +1,4 @@
-"""CODA's scales, KARL's halted tokens and ELM's drawn bits against what their official code computed."""
+"""CODA's and TokenFlow's scales, KARL's halted tokens and ELM's drawn bits against what their official code computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from seeded import seeded_image, seeded_tensor
 from torch import Tensor
 
-from tokbench.adapters import coda
+from tokbench.adapters import coda, tokenflow
+from tokbench.adapters.nn import checkpoint
 from tokbench.adapters.nn.checkpoint import skeleton
 from tokbench.catalog import at_point, read_catalog
 from tokbench.contract import check
@@ -53,6 +54,7 @@ class Recorded:
         paths = {}
         for role, prefix in roles.items():
             part = {k.removeprefix(prefix): seeded_tensor(k, *v) for k, v in self.tiny.items() if k.startswith(prefix)}
+            part |= {key: torch.zeros(3) for key in self.meta.get("extra", ()) if role == "model" and not prefix}
             paths[role] = folder / f"{role}.safetensors"
             save_file(part, paths[role])
         card = replace(self.card, architecture={**self.card.architecture, **architecture})
@@ -133,3 +135,46 @@ def test_elm_draws_the_bits_the_official_code_draws(tmp_path: Path) -> None:
     code = tokenizer.encode(seeded_image("elm-bae-16bit-deter", *golden.meta["input"]))
     assert torch.equal(code.streams[0].indices, golden.arrays["sampled"][:, 0].long())
     assert not torch.equal(code.streams[0].indices, golden.arrays["indices"][:, 0].long())
+
+
+def test_tokenflow_on_siglip_equals_official_code(tmp_path: Path) -> None:
+    golden = Recorded("tokenflow-siglip")
+    tokenizer = golden.build(tmp_path, {"model": ""})
+    image = seeded_image(golden.meta["seed"], *golden.meta["image"]) * 2 - 1
+    code = tokenizer.encode(image)
+    sides = golden.meta["architecture"]["sides"]
+    assert [stream.indices.shape[1:] for stream in code.streams] == [(side, side) for side in sides]
+    assert golden.arrays["indices"].unique().numel() > 100
+    assert torch.equal(torch.cat([s.indices.flatten(1) for s in code.streams], 1), golden.arrays["indices"].long())
+    close(tokenizer._quantizer.decode(code.streams)[..., ::3, ::3], golden.arrays["latents"], 1e-4)
+    close(tokenizer.decode(code)[..., ::8, ::8], golden.arrays["reconstruction"], 1e-4)
+
+
+def test_tokenflow_on_siglip_has_the_published_keys() -> None:
+    golden = Recorded("tokenflow-siglip")
+    seen: dict[str, Any] = {}
+
+    def keep(module: Any, state: Mapping[str, Tensor], **_: Any) -> None:
+        seen.update(built=module.state_dict(), read=state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        published = {key: torch.empty(shape, device="meta") for key, (shape, _) in golden.full.items()}
+        patch.setattr(tokenflow, "training_state", lambda _: published)
+        patch.setattr(checkpoint, "load_into", keep)
+        build_tokenizer(golden.published, {"model": Path("none")})
+    assert len(published) > 700
+    assert {k: v.shape for k, v in seen["built"].items()} == {k: v.shape for k, v in seen["read"].items()}
+
+
+@pytest.mark.slow
+def test_tokenflow_on_siglip_obeys_the_contract(tmp_path: Path) -> None:
+    found = check(Recorded("tokenflow-siglip").build(tmp_path, {"model": ""}), Engine(device="cpu"), trained=False)
+    assert [item for item in found if item.verdict in {"fail", "warn"}] == []
+
+
+def test_drawn_bits_obey_the_contract(tmp_path: Path) -> None:
+    golden = Recorded("elm-bae-16bit-deter")
+    golden.card = replace(golden.card, spec=replace(golden.card.spec, deterministic=False))
+    tokenizer = golden.build(tmp_path, {"model": ""}, sampled=True)
+    found = check(tokenizer, Engine(device="cpu"), trained=False)
+    assert [item for item in found if item.verdict in {"fail", "warn"}] == []
