@@ -27,7 +27,8 @@ SAMPLES_CAP = 1_000_000
 """Bytes of kept samples that go with a contributed result: four pairs of 256x256."""
 
 _FILES = ("result.json", "rows.parquet")
-_FOLDER = re.compile(r"(?<![\w:/.\\~-])(?:/(?:[\w.+-]+/)+[\w.+-]*|[A-Za-z]:\\[^\s\"]+|~/[^\s\"]+)")
+_FOLDER = re.compile(r"(?<![\w:/.\\~-])(?:/(?:[\w.+-]+/)+[\w.+-]*|[A-Za-z]:\\[^\s\"]+|~/(?!\.)[^\s\"]+)")
+"""Folders of a machine; `~/.cache` and its like are where a message says that weights go, the same for everyone."""
 
 
 def problems(entry: Entry) -> list[str]:

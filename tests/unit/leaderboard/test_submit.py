@@ -81,6 +81,7 @@ def test_kept_samples_go_with_a_result_as_far_as_they_fit(whole, tmp_path: Path,
             "holds a folder of a machine: '/home/someone/weights/x.pt'",
         ),
         (("tokenizer", "licence"), "C:\\Users\\me\\x", "holds a folder of a machine"),
+        (("tokenizer", "licence"), "in ~/secret/x", "holds a folder of a machine: '~/secret/x'"),
         (("provenance", "contract", "passed"), False, "the contract was not passed"),
         (("status",), "done", "schema: $.status"),
     ],
@@ -103,3 +104,9 @@ def test_every_committed_result_may_be_published() -> None:
     found = entries(root)
     assert {entry.result["suite"] for entry in found} >= {"image-sample", "video-sample", "audio-sample"}
     assert {entry.name: wrong for entry in found if (wrong := problems(entry))} == {}
+
+
+def test_where_weights_go_for_everyone_is_no_folder_of_a_machine(whole) -> None:
+    result = copy.deepcopy(dict(whole.result))
+    result["tokenizer"]["summary"] = "unpack it to ~/.insightface/models/antelopev2"
+    assert problems(dataclasses.replace(whole, result=result)) == []
