@@ -17,24 +17,7 @@ from .nn.keynames import published_as
 from .nn.maskgit_cnn import Shape, Stage, TableAutoencoder, naming
 from .nn.network import load_network
 from .nn.quantize import VectorQuantizer, lookup, nearest
-from .nn.vit2d import OPEN_CLIP_BLOCK, Attention, Block, Mlp, layer_norm, renamed
-
-
-def _blocks(width: int, layers: int, heads: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        Block(layer_norm(1e-5), width, Attention(width, heads), Mlp(width, 4 * width)) for _ in range(layers)
-    )
-
-
-class _Encoder(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int) -> None:
-        super().__init__()
-        self.transformer = _blocks(width, layers, heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.transformer:
-            x = block(x)
-        return x
+from .nn.vit2d import OPEN_CLIP_BLOCK, TransformerEncoder, renamed, transformer
 
 
 class _Decoder(nn.Module):
@@ -45,7 +28,7 @@ class _Decoder(nn.Module):
         self.latent_token_positional_embedding = nn.Parameter(torch.empty(most, width))
         self.decoder_embed = nn.Linear(code, width)
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = _blocks(width, layers, heads)
+        self.transformer = transformer(width, layers, heads)
         self.ln_post = nn.LayerNorm(width)
         self.ffn = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, base_codes))
 
@@ -95,7 +78,7 @@ class Alit(nn.Module):
         self.encoder_ln_pre, self.encoder_ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
         self.encoder_ln_recursive = nn.LayerNorm(width)
         self.pre_quantizer_mlp = nn.Linear(width, code)
-        self.encoder = _Encoder(width, layers, heads)
+        self.encoder = TransformerEncoder(width, layers, heads)
         self.decoder = _Decoder(width, layers, heads, code, most, base_codes)
         self.encoder_positional_embedding = nn.Parameter(torch.empty(count, width))
         self.encoder_class_embedding = nn.Parameter(torch.empty(1, width))

@@ -19,7 +19,7 @@ from .nn.keynames import published_as
 from .nn.maskgit_cnn import Shape, Stage, TableAutoencoder, naming
 from .nn.network import NetworkTokenizer, load_network
 from .nn.quantize import VectorQuantizer, lookup, nearest
-from .nn.vit2d import OPEN_CLIP_BLOCK, Attention, Block, Mlp, layer_norm, renamed
+from .nn.vit2d import OPEN_CLIP_BLOCK, TransformerEncoder, renamed, transformer
 
 _KEPT = "kept"
 _ERRORS = (
@@ -28,30 +28,13 @@ _ERRORS = (
 )  # fmt: skip
 
 
-def _blocks(width: int, layers: int, heads: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        Block(layer_norm(1e-5), width, Attention(width, heads), Mlp(width, 4 * width)) for _ in range(layers)
-    )
-
-
-class _Encoder(nn.Module):
-    def __init__(self, width: int, layers: int, heads: int) -> None:
-        super().__init__()
-        self.transformer = _blocks(width, layers, heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.transformer:
-            x = block(x)
-        return x
-
-
 class _Decoder(nn.Module):
     """Masked grid of the base tokenizer and latents to logits over its codes."""
 
     def __init__(self, width: int, layers: int, heads: int, base_codes: int) -> None:
         super().__init__()
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = _blocks(width, layers, heads)
+        self.transformer = transformer(width, layers, heads)
         self.ln_post = nn.LayerNorm(width)
         self.ffn = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, base_codes))
 
@@ -108,7 +91,10 @@ class Karl(nn.Module):
         super().__init__()
         shape = Shape(**{**base, "multipliers": tuple(base["multipliers"])})
         self._side, self._tokens, self._quality = side, tokens, _ERRORS.index(quality)
-        self.encoder, self.decoder = _Encoder(width, layers, heads), _Decoder(width, layers, heads, base_codes)
+        self.encoder, self.decoder = (
+            TransformerEncoder(width, layers, heads),
+            _Decoder(width, layers, heads, base_codes),
+        )
         self.encoder_positional_embedding = nn.Parameter(torch.empty(width, positions, positions))
         self.decoder_positional_embedding = nn.Parameter(torch.empty(width, positions, positions))
         self.encoder_ln_pre, self.encoder_ln_post = nn.LayerNorm(width), nn.LayerNorm(width)

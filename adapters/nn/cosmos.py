@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .taming import Downsample, Upsample
+
 # ------------------------------------------------------------------------------------------------------ wavelets
 
 
@@ -78,28 +80,6 @@ class _FrameNorm(nn.Module):
         """Map (B, C, T, H, W) to the same shape."""
         frames: Tensor = self.norm(x.transpose(1, 2).flatten(0, 1))
         return frames.view(len(x), -1, *frames.shape[1:]).transpose(1, 2)
-
-
-class _ImageShrink(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Halve (B, C, H, W); the zeros are put at the right and at the bottom only."""
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
-        return out
-
-
-class _ImageGrow(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Double (B, C, H, W)."""
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
 
 
 class _ClipShrink(nn.Module):
@@ -185,8 +165,8 @@ _IMAGE: _Layers = _Layers(
     point=lambda inside, outside: nn.Conv2d(inside, outside, 1),
     norm=lambda channels: nn.GroupNorm(32, channels, eps=1e-6),
     attention=lambda channels: _Attention(channels, _IMAGE),
-    shrink=lambda channels, _, __: _ImageShrink(channels),
-    grow=lambda channels, _, __: _ImageGrow(channels),
+    shrink=lambda channels, _, __: Downsample(channels),
+    grow=lambda channels, _, __: Upsample(channels),
 )
 _CLIP: _Layers = _Layers(
     axes=3,

@@ -101,6 +101,27 @@ class Block(nn.Module):
         return out
 
 
+def transformer(width: int, layers: int, heads: int) -> nn.ModuleList:
+    """Return plain blocks with norms of epsilon 1e-5 and MLPs of four times the width, as OpenCLIP's are."""
+    return nn.ModuleList(
+        Block(layer_norm(1e-5), width, Attention(width, heads), Mlp(width, 4 * width)) for _ in range(layers)
+    )
+
+
+class TransformerEncoder(nn.Module):
+    """Such blocks, one after the other."""
+
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.transformer = transformer(width, layers, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, N, width) to the same shape."""
+        for block in self.transformer:
+            x = block(x)
+        return x
+
+
 def patches(x: Tensor, size: int) -> Tensor:
     """Cut (B, C, H, W) into raster-ordered patches (B, N, C * size * size), channels outermost."""
     return F.unfold(x, size, stride=size).transpose(1, 2)
