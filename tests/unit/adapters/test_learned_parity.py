@@ -16,6 +16,8 @@ from torch import Tensor
 
 from tokbench import weights
 from tokbench.catalog import at_point, read_catalog
+from tokbench.contract import check
+from tokbench.reconstruct import Engine
 from tokbench.spec import Card, Option
 from tokbench.types import Code, Stream
 
@@ -120,3 +122,15 @@ def test_wan_equals_official_code(tmp_path: Path) -> None:
     recorded = case.arrays["recon_from_code"]
     assert recorded.std() > 1e-2
     torch.testing.assert_close(decoded[..., :: case.stride, :: case.stride], recorded.clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+LEARNED = [*((name, family, options) for name, family, options, *_ in CODECS), ("wan2.1-vae", "wan", {})]
+
+
+@pytest.mark.parametrize(("name", "family", "options"), LEARNED, ids=[case[0] for case in LEARNED])
+def test_the_contract_holds_on_seeded_weights(
+    name: str, family: str, options: dict[str, Option], tmp_path: Path
+) -> None:
+    found = check(Case(name, family, tmp_path, options).adapter, Engine(), trained=False)
+    assert [item for item in found if item.verdict == "fail"] == []
+    assert {item.name for item in found} >= {"code", "capabilities", "deterministic", "batch = single"}
