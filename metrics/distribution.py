@@ -96,7 +96,37 @@ class InceptionScore:
         }
 
 
-class Kid:
+class _InceptionPool:
+    """The state `Kid` and `PrecisionRecall` have: Inception features of the images whose keys have the smallest sha256."""
+
+    def __init__(self, pool: int, weights: str) -> None:
+        self._pool, self._weights = pool, weights
+        self._extract = Inception("tf1", weights)
+
+    def fetch(self, *, offline: bool) -> None:
+        """Download the weights where they are absent and `offline` allows it."""
+        fetch(INCEPTION, self._weights, offline)
+
+    def init(self) -> State:
+        """Return the empty state."""
+        return {}
+
+    def update(self, state: State, sample: Sample) -> State:
+        """Return `state` with the reconstructions of a batch added. Raises WeightsAbsent."""
+        found = self._extract(sample, "reconstruction", "round").pool
+        return add_pool(state, "reconstruction", sample.keys, found, self._pool)
+
+    def update_reference(self, state: State, sample: Sample) -> State:
+        """Return `state` with the references of a batch added."""
+        found = self._extract(sample, "reference", "round").pool
+        return add_pool(state, "reference", sample.keys, found, self._pool)
+
+    def bound(self, state: State) -> State:
+        """Return the part of a merged state that counts: the pool."""
+        return smallest(smallest(state, "reference", self._pool), "reconstruction", self._pool)
+
+
+class Kid(_InceptionPool):
     """Kernel Inception Distance: the unbiased MMD² with the kernel (x·y / 2048 + 1)³, mean over random subsets.
 
     Torch-fidelity's function with its defaults (100 subsets of 1,000, seed 2020) on a sample of the images: the `pool` whose
@@ -115,8 +145,8 @@ class Kid:
             raise UsageError(
                 f"kid: needs 2 <= subset_size <= pool and subsets >= 1, got {subset_size}, {pool}, {subsets}"
             )
-        self._pool, self._size, self._subsets, self._weights = pool, subset_size, subsets, weights
-        self._extract = Inception("tf1", weights)
+        super().__init__(pool, weights)
+        self._size, self._subsets = subset_size, subsets
         why = f"fewer than {subset_size} images; lower it with kid?subset_size="
         self.undefined: Mapping[str, str] = {"kid": why, "kid_std": why}
 
@@ -140,28 +170,6 @@ class Kid:
             },
         )
 
-    def fetch(self, *, offline: bool) -> None:
-        """Download the weights where they are absent and `offline` allows it."""
-        fetch(INCEPTION, self._weights, offline)
-
-    def init(self) -> State:
-        """Return the empty state."""
-        return {}
-
-    def update(self, state: State, sample: Sample) -> State:
-        """Return `state` with the reconstructions of a batch added. Raises WeightsAbsent."""
-        found = self._extract(sample, "reconstruction", "round").pool
-        return add_pool(state, "reconstruction", sample.keys, found, self._pool)
-
-    def update_reference(self, state: State, sample: Sample) -> State:
-        """Return `state` with the references of a batch added."""
-        found = self._extract(sample, "reference", "round").pool
-        return add_pool(state, "reference", sample.keys, found, self._pool)
-
-    def bound(self, state: State) -> State:
-        """Return the part of a merged state that counts: the pool."""
-        return smallest(smallest(state, "reference", self._pool), "reconstruction", self._pool)
-
     def compute(self, state: State) -> dict[str, float | None]:
         """Return `kid` and `kid_std`, or None below `subset_size` images."""
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
@@ -176,7 +184,7 @@ class Kid:
         return {"kid": float(found[KEY_METRIC_KID_MEAN]), "kid_std": float(found[KEY_METRIC_KID_STD])}
 
 
-class PrecisionRecall:
+class PrecisionRecall(_InceptionPool):
     """Improved precision and recall: the share of reconstructions inside the references' manifold, and the reverse.
 
     Torch-fidelity's function (k nearest neighbours, k = 3) on the same kind of pool as `Kid`; both numbers depend on the
@@ -189,8 +197,8 @@ class PrecisionRecall:
     def __init__(self, *, pool: int = 5000, neighbours: int = 3, weights: str = "") -> None:
         if not 1 <= neighbours < pool:
             raise UsageError(f"prc: needs 1 <= neighbours < pool, got {neighbours} and {pool}")
-        self._pool, self._k, self._weights = pool, neighbours, weights
-        self._extract = Inception("tf1", weights)
+        super().__init__(pool, weights)
+        self._k = neighbours
         why = f"needs more than {neighbours} images"
         self.undefined: Mapping[str, str] = {"precision": why, "recall": why}
 
@@ -211,28 +219,6 @@ class PrecisionRecall:
                 "weights": digest(INCEPTION, self._weights),
             },
         )  # fmt: skip
-
-    def fetch(self, *, offline: bool) -> None:
-        """Download the weights where they are absent and `offline` allows it."""
-        fetch(INCEPTION, self._weights, offline)
-
-    def init(self) -> State:
-        """Return the empty state."""
-        return {}
-
-    def update(self, state: State, sample: Sample) -> State:
-        """Return `state` with the reconstructions of a batch added. Raises WeightsAbsent."""
-        found = self._extract(sample, "reconstruction", "round").pool
-        return add_pool(state, "reconstruction", sample.keys, found, self._pool)
-
-    def update_reference(self, state: State, sample: Sample) -> State:
-        """Return `state` with the references of a batch added."""
-        found = self._extract(sample, "reference", "round").pool
-        return add_pool(state, "reference", sample.keys, found, self._pool)
-
-    def bound(self, state: State) -> State:
-        """Return the part of a merged state that counts: the pool."""
-        return smallest(smallest(state, "reference", self._pool), "reconstruction", self._pool)
 
     def compute(self, state: State) -> dict[str, float | None]:
         """Return `precision` and `recall`, or None with too few images."""
