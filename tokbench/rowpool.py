@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from types import TracebackType
 from typing import Self
@@ -56,9 +57,17 @@ class RowPool:
             except Exception as error:
                 done.set_exception(error)
             return done
+        try:
+            return self._processes().submit(_row, name, reference, reconstruction, sample_rate)
+        except BrokenProcessPool:
+            # Native code killed a process: the rows that were in flight say so; those that follow get new processes.
+            self._executor = None
+            return self._processes().submit(_row, name, reference, reconstruction, sample_rate)
+
+    def _processes(self) -> ProcessPoolExecutor:
         if self._executor is None:
             self._executor = ProcessPoolExecutor(self.workers, mp.get_context("spawn"), initializer=_begin)
-        return self._executor.submit(_row, name, reference, reconstruction, sample_rate)
+        return self._executor
 
 
 def row_workers(rows: int, device: str, processes: int) -> int:

@@ -166,3 +166,19 @@ def test_one_metric_with_two_sets_of_options_is_refused() -> None:
     specs = [build_metric(BRIGHT).spec, build_metric(BRIGHT).spec]
     with pytest.raises(UsageError, match="'bright' is asked for twice"):
         check_columns(specs)
+
+
+def test_a_row_that_kills_its_process_costs_rows_and_not_the_run() -> None:
+    killer = f"{HERE / 'row_metrics.py'}:RowKiller"
+    metric = build_metric(killer)
+    protocol = EvalProtocol("image", ImagePrepare("native", None))
+    jpeg = build_tokenizer(expand(["jpeg?quality=30"])[0], {})
+    with RowPool(1) as pool:
+        first = evaluate(jpeg, items(), {killer: metric}, protocol, engine=Engine(), batch_size=1, pool=pool)
+        bright = [item for item in items() if item.signal.mean() > 60]
+        later = evaluate(jpeg, bright, {killer: metric}, protocol, engine=Engine(), batch_size=1, pool=pool)
+    assert all(row.status == "ok" for row in first.rows)
+    dark = next(row for row in first.rows if row.key == "0.png")
+    assert dark.values["row_killer"] is None
+    assert "terminated abruptly" in dark.undefined["row_killer"]
+    assert [row.values["row_killer"] for row in later.rows] == [1.0] * len(bright)
