@@ -1,23 +1,25 @@
 """The usual research workflow beside `tokbench run`: the same images, tokenizers, metrics and (seeded) weights.
 
-    python benchmarks/research_workflow.py                     # 256 images, about 5 minutes on 2 idle CPU cores
+    python benchmarks/research_workflow.py                     # 256 images, about 14 minutes on 2 idle CPU cores
     python benchmarks/research_workflow.py --images 64
-    python benchmarks/research_workflow.py --careful           # the usual way keeps what it can for the second tokenizer
+    python benchmarks/research_workflow.py --careful           # the usual way keeps what it can for the next tokenizer
+    python benchmarks/research_workflow.py --fidelity-batch 16 # torch-fidelity at the batch size that suits CPUs best
     python benchmarks/research_workflow.py --components        # images a second of each part, theirs and ours
     python benchmarks/research_workflow.py --memory 500 5000   # peak memory of tokbench alone, at two sizes
     python benchmarks/research_workflow.py --workers 2         # tokbench with two processes of one thread each
 
 The usual way writes PNG files of references and reconstructions, then runs torch-fidelity (FID, IS, KID in one call), lpips and
 scikit-image (PSNR, SSIM) over them, one after the other, each reading the files. Nothing of it is slowed down: the tokenizer
-runs in batches of 8, torch-fidelity in batches of 16, and `--careful` keeps the PNG files of the references and
-torch-fidelity's own cache of their features for the second tokenizer, which takes options that few scripts set.
+runs in batches of 8 and torch-fidelity as it does by itself, in batches of 64. `--careful` keeps the PNG files of the
+references and torch-fidelity's own cache of their features for the next tokenizer, which takes options that few scripts set.
 
-Both ways run as one process tree each; wall time includes imports and loading. Each runs once on eight images first, so that
-neither pays for compiling Python or for a cold disk. The numbers of both are printed: they must agree (rFID of a few hundred
-images to about 1e-3: torch-fidelity then sums the roots of some 1,900 eigenvalues that are rounding noise, tokbench leaves
-them out). Inception takes most of either way and runs near the peak of float32, which bounds the ratio for a first tokenizer
-(`--components` shows by how much); a second one saves the references' half of it. Ratios are of runs side
-by side in one call on one machine; not a test. On a busy machine read the CPU seconds, and set OMP_NUM_THREADS=1.
+Two jobs are timed: one tokenizer on images never seen before, and a board of four tokenizers. Both ways do each job in one
+process tree; wall time includes imports and loading. Each runs once on eight images first, so that neither pays for compiling
+Python or for a cold disk. The numbers of both are printed: they must agree (rFID of a few hundred images to about 1e-3:
+torch-fidelity then sums the roots of some 1,900 eigenvalues that are rounding noise, tokbench leaves them out). Inception takes
+most of either way and runs near the peak of float32 in ours, and the tokenizer's own time is in both, which bounds the ratio of
+the first job (`--components` shows by how much); every further tokenizer saves the references' half of Inception. Ratios are of
+runs side by side in one call on one machine; not a test. On a busy machine read the CPU seconds, and set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from pictures import make_pictures
 
-TOKENIZERS = ("tokbench-tiny-image", "jpeg?quality=30")
+BOARD = ("tokbench-tiny-image", "jpeg?quality=30", "webp?quality=40", "jxl?quality=10")
 SUITE = """name = "workflow"
 modality = "image"
 dataset = "sample:image"
@@ -90,15 +92,31 @@ def resident(pid: int) -> int:
     return total + sum(resident(int(child)) for child in children)
 
 
-def usual(pictures: Path, weights: Path, tokenizer: str, keep: Path | None) -> None:  # noqa: PLR0915 - as scripts are
-    """Do it the usual way, in this process, and print the numbers and the seconds of each part as JSON.
+@dataclass(frozen=True)
+class Found:
+    """What one tokenizer got from one way: its numbers, and the seconds of each part where they were taken."""
 
-    Args:
-        pictures: The folder of images.
-        weights: The folder of weight files.
-        tokenizer: Its name in tokbench.
-        keep: Where the references and torch-fidelity's cache stay for the next tokenizer; None: nothing stays.
-    """
+    numbers: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def usual(asked: argparse.Namespace) -> None:
+    """Do it the usual way, in this process, and print for each tokenizer the numbers and the seconds of each part as JSON."""
+    begun = time.perf_counter()
+    import lpips  # noqa: F401 - imports are timed apart
+    import torch_fidelity  # noqa: F401
+    from skimage.metrics import structural_similarity  # noqa: F401
+
+    loading = time.perf_counter() - begun
+    for place, tokenizer in enumerate(asked.usual):
+        found = usual_one(tokenizer, asked)
+        if not place:
+            found.seconds["imports"] = loading
+        print(json.dumps(asdict(found)), flush=True)
+
+
+def usual_one(tokenizer: str, asked: argparse.Namespace) -> Found:  # noqa: PLR0915 - as scripts are
+    """Evaluate one tokenizer the usual way."""
     clock = [("", time.perf_counter())]
     import lpips
     import numpy as np
@@ -112,8 +130,10 @@ def usual(pictures: Path, weights: Path, tokenizer: str, keep: Path | None) -> N
     from tokbench.session import find_weights
     from tokbench.spec import ImagePrepare
 
+    weights: Path = asked.weights
+    keep: Path | None = asked.keep
     (card,) = expand([tokenizer])
-    files = sorted(pictures.iterdir())
+    files = sorted(asked.folder.iterdir())
     with tempfile.TemporaryDirectory() as scratch:
         reference, reconstruction = (keep or Path(scratch)) / "reference", Path(scratch) / "reconstruction"
         known = reference.is_dir()
@@ -121,7 +141,7 @@ def usual(pictures: Path, weights: Path, tokenizer: str, keep: Path | None) -> N
         reconstruction.mkdir()
         net = build_tokenizer(card, {role: Path(path) for role, path in find_weights(card, True)[0].items()})
         low, high = card.spec.input_range
-        clock.append(("imports, tokenizer", time.perf_counter()))
+        clock.append(("tokenizer", time.perf_counter()))
         with torch.inference_mode():
             for start in range(0, len(files), 8):
                 some = files[start : start + 8]
@@ -136,7 +156,7 @@ def usual(pictures: Path, weights: Path, tokenizer: str, keep: Path | None) -> N
         clock.append(("reconstruct, write PNG", time.perf_counter()))
         found = torch_fidelity.calculate_metrics(
             input1=str(reconstruction), input2=str(reference), fid=True, isc=True, isc_splits=1, kid=True,
-            kid_subset_size=min(1000, len(files)), cuda=False, verbose=False, batch_size=16,
+            kid_subset_size=min(1000, len(files)), cuda=False, verbose=False, batch_size=asked.fidelity_batch,
             cache=keep is not None, cache_root=str(keep or scratch), cache_input2_name="reference" if keep else None,
             feature_extractor_weights_path=str(weights / "inception.pth"), feature_extractor="inception-v3-compat",
         )  # fmt: skip
@@ -165,8 +185,7 @@ def usual(pictures: Path, weights: Path, tokenizer: str, keep: Path | None) -> N
     out = {name: sum(values) / len(values) for name, values in scores.items()}
     out |= {"rfid": found["frechet_inception_distance"], "isc": found["inception_score_mean"]}
     out |= {"kid": found["kernel_inception_distance_mean"]}
-    seconds = {name: end - start for (_, start), (name, end) in pairwise(clock)}
-    print(json.dumps({"numbers": out, "seconds": seconds}))
+    return Found(out, {name: end - start for (_, start), (name, end) in pairwise(clock)})
 
 
 @dataclass(frozen=True)
@@ -176,12 +195,13 @@ class Setting:
     pictures: Path
     weights: Path
     bytecode: Path
-    careful: Path | None
-    workers: int
+    careful: bool = False
+    workers: int = 0
+    fidelity_batch: int = 64
 
 
-def ours(setting: Setting, output: Path, tokenizer: str) -> tuple[Cost, dict[str, float]]:
-    """Run `tokbench run` and return what it took and what it found."""
+def ours(setting: Setting, output: Path, tokenizers: Sequence[str]) -> tuple[Cost, dict[str, Found]]:
+    """Run `tokbench run` into an empty store and return what it took and what it found."""
     suite = output.parent / "workflow.toml"
     suite.write_text(SUITE)
     count = sum(1 for _ in setting.pictures.iterdir())
@@ -192,55 +212,52 @@ def ours(setting: Setting, output: Path, tokenizer: str) -> tuple[Cost, dict[str
     )  # fmt: skip
     workers = setting.workers
     split = ["--workers", str(workers), "--shard-size", str(-(-count // workers))] if workers else []
-    words = [word for metric in metrics for word in ("-m", metric)]
+    words = [word for name in tokenizers for word in ("-t", name)]
+    words += [word for metric in metrics for word in ("-m", metric)]
     cost = measured(
-        sys.executable, "-m", "tokbench", "run", "-s", str(suite), "-d", f"folder:{setting.pictures}", "-t", tokenizer,
-        "-o", str(output), "--device", "cpu", "--offline", *words, *split, bytecode=setting.bytecode,
+        sys.executable, "-m", "tokbench", "run", "-s", str(suite), "-d", f"folder:{setting.pictures}", "-o", str(output),
+        "--device", "cpu", "--offline", *words, *split, bytecode=setting.bytecode,
     )  # fmt: skip
-    results = (json.loads(path.read_text()) for path in output.glob("*/*/*/result.json"))
-    (result,) = (result for result in results if result["tokenizer"]["name"] == tokenizer)
-    return cost, {column: cell["value"] for column, cell in result["metrics"].items()}
+    results = [json.loads(path.read_text()) for path in output.glob("*/*/*/result.json")]
+    numbers = {
+        result["tokenizer"]["name"]: {column: cell["value"] for column, cell in result["metrics"].items()}
+        for result in results
+    }
+    return cost, {name: Found(numbers[name]) for name in tokenizers}
 
 
-def theirs(setting: Setting, tokenizer: str) -> tuple[Cost, dict[str, float], dict[str, float]]:
-    """Run the usual way and return what it took, what it found, and the seconds of its parts."""
-    words = ["--usual", tokenizer, "--folder", str(setting.pictures), "--weights", str(setting.weights)]
-    words += ["--keep", str(setting.careful)] if setting.careful else []
+def theirs(setting: Setting, keep: Path, tokenizers: Sequence[str]) -> tuple[Cost, dict[str, Found]]:
+    """Run the usual way and return what it took and what it found."""
+    words = ["--usual", *tokenizers, "--folder", str(setting.pictures), "--weights", str(setting.weights)]
+    words += ["--fidelity-batch", str(setting.fidelity_batch)]
+    words += ["--keep", str(keep)] if setting.careful else []
     cost = measured(sys.executable, __file__, *words, bytecode=setting.bytecode)
-    said = json.loads(cost.output.strip().splitlines()[-1])
-    return cost, said["numbers"], said["seconds"]
+    lines = [line for line in cost.output.splitlines() if line.startswith('{"numbers"')]
+    return cost, {name: Found(**json.loads(line)) for name, line in zip(tokenizers, lines, strict=True)}
 
 
 def side_by_side(images: int, scratch: Path, weights: Path, asked: argparse.Namespace) -> None:
-    """Print both ways' costs and numbers, for a first tokenizer, for a second one on the same data, and for both."""
+    """Print both ways' costs and numbers, for one tokenizer on new images and for a board of several."""
 
     def setting(count: int) -> Setting:
-        keep = scratch / f"kept-{count}" if asked.careful else None
         pictures = make_pictures(scratch / f"pictures-{count}", count)
-        return Setting(pictures, weights, scratch / "bytecode", keep, asked.workers)
+        return Setting(pictures, weights, scratch / "bytecode", asked.careful, asked.workers, asked.fidelity_batch)
 
     few, whole = setting(8), setting(images)
-    for tokenizer in TOKENIZERS:
-        ours(few, scratch / "warm", tokenizer)
-        theirs(few, tokenizer)
+    ours(few, scratch / "warm", BOARD)
+    theirs(few, scratch / "kept-few", BOARD)
     how = "careful" if asked.careful else "usual"
     print(f"{images} images of 256x256, rFID + IS + KID + LPIPS (alex) + PSNR + SSIM, {os.cpu_count()} CPUs")
-    costs: list[tuple[Cost, Cost]] = []
-    for place, tokenizer in zip(("first", "second"), TOKENIZERS, strict=True):
-        mine, numbers = ours(whole, scratch / "results", tokenizer)
-        other, published, parts = theirs(whole, tokenizer)
-        print(f"{place} tokenizer, {tokenizer}")
-        for name, value in published.items():
-            print(f"  {name:11} {how} {value:.5f}   tokbench {numbers[name]:.5f}")
-        print(f"  {how} way: " + ", ".join(f"{name} {value:.1f} s" for name, value in parts.items()))
-        costs.append((mine, other))
+    for job, tokenizers in (("one tokenizer, images never seen", BOARD[:1]), (f"a board of {len(BOARD)}", BOARD)):
+        mine, numbers = ours(whole, scratch / f"results-{len(tokenizers)}", tokenizers)
+        other, published = theirs(whole, scratch / f"kept-{len(tokenizers)}", tokenizers)
+        print(job)
+        for tokenizer, found in published.items():
+            print(f"  {tokenizer}")
+            for name, value in found.numbers.items():
+                print(f"    {name:11} {how} {value:.5f}   tokbench {numbers[tokenizer].numbers[name]:.5f}")
+            print(f"    {how} way: " + ", ".join(f"{name} {value:.1f} s" for name, value in found.seconds.items()))
         compare(how, mine, other)
-    print("both tokenizers")
-    mine, other = (
-        Cost(sum(c.seconds for c in side), sum(c.cpu for c in side), max(c.peak for c in side), "")
-        for side in zip(*costs, strict=True)
-    )
-    compare(how, mine, other)
 
 
 def compare(how: str, mine: Cost, other: Cost) -> None:
@@ -328,9 +345,7 @@ def memory(sizes: list[int], scratch: Path, weights: Path) -> None:
     """Print the peak memory of tokbench at several numbers of images."""
     for size in sizes:
         pictures = make_pictures(scratch / f"pictures-{size}", size)
-        cost, _ = ours(
-            Setting(pictures, weights, scratch / "bytecode", None, 0), scratch / f"results-{size}", TOKENIZERS[1]
-        )
+        cost, _ = ours(Setting(pictures, weights, scratch / "bytecode"), scratch / f"results-{size}", BOARD[1:2])
         print(f"{size:6} images: {cost.peak >> 20:6} MiB, {cost.seconds:6.1f} s", flush=True)
 
 
@@ -338,18 +353,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument(
-        "--careful", action="store_true", help="let the usual way keep references for the second tokenizer"
+        "--careful", action="store_true", help="let the usual way keep references for the next tokenizer"
     )
+    parser.add_argument("--fidelity-batch", type=int, default=64, help="torch-fidelity's batch size; 64 is its own")
     parser.add_argument("--components", action="store_true", help="time the parts one by one")
     parser.add_argument("--workers", type=int, default=0, help="processes of tokbench")
     parser.add_argument("--memory", type=int, nargs="+", metavar="IMAGES")
-    parser.add_argument("--usual", metavar="TOKENIZER", help=argparse.SUPPRESS)
+    parser.add_argument("--usual", nargs="+", metavar="TOKENIZER", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--keep", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.usual:
-        usual(asked.folder, asked.weights, asked.usual, asked.keep)
+        usual(asked)
         return
     from tokbench.metrics import seeded
 

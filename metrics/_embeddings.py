@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokbench.errors import UsageError
+from tokbench.undrawn import Undrawn
 from tokbench.weights import file_digest, load_into, load_state
 
 from . import _backbones, _hub, _packaged
@@ -138,7 +139,7 @@ class VggishNetwork(nn.Module):
 @lru_cache(maxsize=1)
 def load_vggish(path: Path, _sha256: str, device: str) -> VggishNetwork:
     """Build VGGish from torchvggish's file; kept for the process, by the file's content."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         network = VggishNetwork()
     load_into(network, load_state(path), drop=["pproc.*"], source=str(path))
     return network.to(device)

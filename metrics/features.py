@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tokbench.errors import NotApplicable, UsageError
 from tokbench.types import Sample
+from tokbench.undrawn import Undrawn
 from tokbench.weights import WeightsRefused, file_digest, load_state
 
 from ._backbones import Backbone, require
@@ -224,7 +225,8 @@ def load(path: Path, _sha256: str, device: str) -> Network:
     torch.save(load_state(path), buffer)
     buffer.seek(0)
     try:
-        whole = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
+        with Undrawn():
+            whole = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsRefused(f"{path} is not Inception's: {reason}", f"fetch {INCEPTION.url}") from error

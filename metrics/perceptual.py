@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tokbench.errors import UsageError
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import Sample
+from tokbench.undrawn import Undrawn
 from tokbench.weights import WeightsRefused, file_digest, load_state
 
 from ._backbones import Backbone, digest, fetch, require
@@ -147,7 +148,7 @@ def load(net: str, path: Path, _sha256: str, device: str) -> Perceptual:
 
     import lpips
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(None), Undrawn():
         warnings.simplefilter("ignore")  # torchvision's about `pretrained=`, which lpips still says
         model: Any = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
     load_trunk(model.net, path, f"lpips {net}", BACKBONES[net].url)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import Sample
+from tokbench.undrawn import Undrawn
 from tokbench.weights import file_digest, load_into, load_state
 
 from ._backbones import Backbone, digest, fetch, require
@@ -211,7 +212,7 @@ def load(path: Path, _sha256: str, device: str) -> Network:
     Raises:
         WeightsRefused: The file does not fit, or would have to be unpickled.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         network = Network()
     load_into(network, load_state(path), drop=["wav2vec2.mask_emb"], source=str(path))
     return network.to(device)

@@ -85,4 +85,4 @@ def evaluate_tokenizer(
             batch_size=batch_size,
         )
     gone = {name: asdict(absent(error)) for name, error in result.absent.items()}
-    return cells(tokenizer.spec, built, result.rows, result.states, gone), list(result.rows)
+    return cells(tokenizer.spec, built, result.rows, result.states.__getitem__, gone), list(result.rows)

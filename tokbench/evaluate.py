@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tokbench.batches import batches
+from tokbench.blocks import Blocks
 from tokbench.data import Failure, Item
 from tokbench.device import is_out_of_memory, peak_memory_bytes, reset_peak_memory
 from tokbench.errors import NotApplicable, NotAvailable, TokbenchError
@@ -119,6 +120,7 @@ class _Pass:
     keep: Callable[[Sample], None] | None = None
     readings: dict[str, dict[str, object]] = field(default_factory=dict)
     waiting: deque[_Waiting] = field(default_factory=deque)
+    blocks: Blocks = field(default_factory=Blocks)
     absent: dict[str, NotAvailable] = field(default_factory=dict)
     partial: set[str] = field(default_factory=set)
     timed: list[tuple[int, float, float]] = field(default_factory=list)
@@ -150,7 +152,8 @@ class _Pass:
                 return self._parts(items, self.size if memory else 1)
             reason = "out of memory with a batch of one" if memory else _sentence(error)
             return [Row(items[0].key, items[0].group, "failed", reason, notes=items[0].notes)]
-        self.states, self.references = states, references
+        self.states = {name: self.blocks.moved(self.states[name], state) for name, state in states.items()}
+        self.references = {name: self.blocks.moved(self.references[name], state) for name, state in references.items()}
         for sample in done.samples:
             self._submit(sample, cells)
             if self.keep is not None:

@@ -108,22 +108,31 @@ class Store:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def read_shard(self, run: Run, shard: Shard) -> tuple[list[Row], dict[str, State], dict[str, Any]]:
-        """Return the rows, the corpus states by metric, and what `shard.json` says.
+    def read_shard(self, run: Run, shard: Shard) -> tuple[list[Row], dict[str, Any]]:
+        """Return the rows and what `shard.json` says.
 
         Raises:
             StoreError: A file of the shard is missing or damaged; the message says which directory to delete.
         """
+        with self._undamaged(run, shard) as place:
+            return read_rows(place / "rows.parquet"), read_json(place / "shard.json")
+
+    def read_state(self, run: Run, shard: Shard, metric: str) -> State:
+        """Return a shard's state of one metric, empty where the shard has none. Raises StoreError as `read_shard` does."""
+        from safetensors import safe_open
+
+        with self._undamaged(run, shard) as place, safe_open(place / "states.safetensors", "pt") as file:
+            mine = (name for name in file.keys() if name.partition("\n")[0] == metric)  # noqa: SIM118 - not a dict
+            return {name.partition("\n")[2]: file.get_tensor(name) for name in mine}
+
+    @contextmanager
+    def _undamaged(self, run: Run, shard: Shard) -> Iterator[Path]:
+        """Give the shard's directory, and say so where what is read there is damaged."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         place = self.shard_dir(run, shard)
-        states: dict[str, State] = {}
         try:
-            for name, tensor in load_file(place / "states.safetensors").items():
-                metric, _, key = name.partition("\n")
-                states.setdefault(metric, {})[key] = tensor
-            return read_rows(place / "rows.parquet"), states, read_json(place / "shard.json")
+            yield place
         except (OSError, ValueError, SafetensorError) as error:
             raise StoreError(f"{place} is damaged ({error}); delete it and run again") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, cast
@@ -28,21 +28,20 @@ def merge(store: Store, run: Run, metrics: Mapping[str, Metric], about: Mapping[
         about: Provenance.
     """
     rows: list[Row] = []
-    states: dict[str, State] = {}
     timings: list[Timing] = []
     shards: list[dict[str, Any]] = []
     absent: dict[str, Mapping[str, str]] = {}
     for shard in run.shards:
-        part, state, record = store.read_shard(run, shard)
+        part, record = store.read_shard(run, shard)
         rows += part
-        for name, tensors in state.items():
-            states[name] = merge_states(states.get(name, {}), tensors)
-            if isinstance(metric := metrics.get(name), Bounding):
-                states[name] = metric.bound(states[name])
         absent |= record.pop("absent", {})
         timings.append(Timing(**record.pop("timing")))
         shards.append(record)
     rows.sort(key=lambda row: row.key)
+
+    def state_of(name: str) -> State:
+        return _merged(store, run, name, metrics[name])
+
     good = [row for row in rows if row.status == "ok"]
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -57,12 +56,22 @@ def merge(store: Store, run: Run, metrics: Mapping[str, Metric], about: Mapping[
             "failed": len(rows) - len(good),
             "failures": [{"key": row.key, "reason": row.reason} for row in rows if row.status == "failed"][:50],
         },
-        "metrics": cells(run.card.spec, metrics, rows, states, absent),
+        "metrics": cells(run.card.spec, metrics, rows, state_of, absent),
         "timing": timing_summary(timings),
         "provenance": {**about, "shards": shards},
     }
     store.write_result(run, rows, result)
     return result
+
+
+def _merged(store: Store, run: Run, name: str, metric: Metric) -> State:
+    """Return the state of one metric over all shards: read when it is computed, so that no two are held at once."""
+    state: State = {}
+    for shard in run.shards:
+        state = merge_states(state, store.read_state(run, shard, name))
+        if isinstance(metric, Bounding):
+            state = metric.bound(state)
+    return state
 
 
 def head(run: Run) -> dict[str, Any]:
@@ -104,10 +113,13 @@ def cells(
     spec: TokenizerSpec,
     metrics: Mapping[str, Metric],
     rows: Sequence[Row],
-    states: Mapping[str, State],
+    state_of: Callable[[str], State],
     absent: Mapping[str, Mapping[str, str]] = _NONE,
 ) -> dict[str, dict[str, Any]]:
-    """Return column -> cell for every metric of the suite; `absent` says which could not run, and why."""
+    """Return column -> cell for every metric of the suite; `absent` says which could not run, and why.
+
+    `state_of` gives the state of a corpus metric by its name.
+    """
     good = [row for row in rows if row.status == "ok"]
     failed = len(rows) - len(good)
     out: dict[str, dict[str, Any]] = {}
@@ -120,7 +132,7 @@ def cells(
             reason = "; ".join(text for text in (why["reason"], why["fix"]) if text)
             bodies = {column.name: _empty(why["state"], reason) for column in about.columns}
         elif is_corpus(metric):
-            numbers = cast("Corpus", metric).compute(states.get(name, {}))
+            numbers = cast("Corpus", metric).compute(state_of(name))
             bodies = {name: _corpus_cell(metric, name, value, good, failed) for name, value in numbers.items()}
         else:
             bodies = _row_cells(cast("PerSample | RowWise", metric), good, failed)

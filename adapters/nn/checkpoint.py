@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from tokbench.errors import MissingExtra, UsageError
 from tokbench.spec import Card
 from tokbench.types import Weights
+from tokbench.undrawn import Undrawn
 from tokbench.weights import load_into, load_state
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -30,7 +30,7 @@ _OLD_ATTENTION = MappingProxyType({"query": "to_q", "key": "to_k", "value": "to_
 _ATTENTION_KEY = re.compile(r"(?P<block>.*attentions\.\d+)\.(?P<name>query|key|value|proj_attn)\.(?P<kind>weight|bias)")
 
 
-class _EmptyOnMeta(TorchFunctionMode):
+class _EmptyOnMeta(Undrawn):
     """Sends `torch.empty`, the storage that carries no value yet, to the meta device; what has a value stays real.
 
     Buffers that are computed in a constructor and not saved (strides, rotary frequencies) therefore keep their values,
@@ -41,7 +41,7 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def skeleton(make: Callable[[], Any]) -> Any:

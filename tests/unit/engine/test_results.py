@@ -125,11 +125,14 @@ def test_a_damaged_shard_names_the_directory(tmp_path, mine, pictures, suite_fil
 
     request = Request((str(suite_file),), (mine,), (str(pictures),), output=tmp_path, device="cpu")
     run(request)
-    (shard,) = tmp_path.glob("*/*/*/shards/*/rows.parquet")
-    shard.write_bytes(b"PAR1")
+    shard = next(tmp_path.glob("*/*/*/shards/*/rows.parquet")).parent
+    (shard / "rows.parquet").write_bytes(b"PAR1")
+    (shard / "states.safetensors").write_bytes(b"\0" * 4)
     (planned,) = plan_runs(request)
     with pytest.raises(StoreError, match="is damaged"):
         Store(tmp_path).read_shard(planned, planned.shards[0])
+    with pytest.raises(StoreError, match="is damaged"):
+        Store(tmp_path).read_state(planned, planned.shards[0], "psnr")
 
 
 @pytest.mark.parametrize(

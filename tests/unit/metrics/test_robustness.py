@@ -491,11 +491,11 @@ def test_a_cell_says_not_applicable_with_the_reason(tmp_path: Path) -> None:
         result = evaluate(tokenizer, items, metrics, protocol, engine=Engine(), batch_size=2)
         path = tmp_path / f"{status}.parquet"
         write_rows(path, result.rows)
-        found = cells(tokenizer.spec, metrics, read_rows(path), result.states)
+        found = cells(tokenizer.spec, metrics, read_rows(path), result.states.__getitem__)
         assert found["perturbed_psnr"]["status"] == status
         assert found["psnr"]["status"] == found["shift_psnr"]["status"] == "ok"
     assert found["perturbed_psnr"]["n"] == 5
     assert found["perturbed_psnr/a1-d10"]["level"] is False
     mute = evaluate(Mute(), items, metrics, protocol, engine=Engine())
-    reason = cells(Mute().spec, metrics, list(mute.rows), mute.states)["perturbed_psnr"]["reason"]
+    reason = cells(Mute().spec, metrics, list(mute.rows), mute.states.__getitem__)["perturbed_psnr"]["reason"]
     assert reason == "perturbation needs 'neighbours', which is not among the capabilities of vq"

@@ -440,7 +440,7 @@ def test_rates_are_of_the_corpus() -> None:
             undefined={n: metric.undefined[n] for n, c in out.items() if math.isnan(c[k].item())})
         for k, key in enumerate(batch.keys)
     ]  # fmt: skip
-    board = cells(TokenizerSpec("t", "audio", "none"), {"wer_script": metric}, rows, {})
+    board = cells(TokenizerSpec("t", "audio", "none"), {"wer_script": metric}, rows, {}.__getitem__)
     assert board["dwer_script"]["value"] == pytest.approx(3 / 5)  # not the mean of 1/2 and 1
     assert board["dwer_script"]["n"] == 5
     assert board["dwer_script"]["ci95"][0] <= 0.6 <= board["dwer_script"]["ci95"][1]
