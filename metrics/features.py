@@ -210,6 +210,21 @@ class Network:
         return torch.flatten(self._trunk(x.contiguous(memory_format=torch.channels_last)), 1)
 
 
+def unloaded() -> Any:
+    """Return torch-fidelity's Inception without weights, on the meta device."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        def load_state_dict(self, *_: object) -> None:
+            """Keep what the constructor made: it unpickles whatever file it is given, so it is given none of ours."""
+
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    with torch.device("meta"), Undrawn():
+        return Unloaded("inception", ["2048"], feature_extractor_weights_path=empty)
+
+
 @lru_cache(maxsize=2)
 def load(path: Path, _sha256: str, device: str) -> Network:
     """Build the network from a weight file; kept for the process, by the file's content.
@@ -218,18 +233,16 @@ def load(path: Path, _sha256: str, device: str) -> Network:
         WeightsRefused: The file is not a state dict of this network, or would have to be unpickled.
     """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
-    from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
+    from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d
 
-    # torch-fidelity unpickles whatever file it is given; it gets a copy of the tensors that were read without doing so.
-    buffer = io.BytesIO()
-    torch.save(load_state(path), buffer)
-    buffer.seek(0)
+    whole = unloaded()
     try:
-        with Undrawn():
-            whole = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
+        # Mapped from the file; the fused kernels are the only copy.
+        nn.Module.load_state_dict(whole, load_state(path), assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsRefused(f"{path} is not Inception's: {reason}", f"fetch {INCEPTION.url}") from error
+    whole = whole.float()
     trunk = nn.Sequential(*(getattr(whole, name) for name in _TRUNK)).eval().requires_grad_(False)
     for module in list(trunk.modules()):
         for name, block in module.named_children():

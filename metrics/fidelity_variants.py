@@ -8,9 +8,9 @@ decides otherwise (crop, rounding) stays the suite's: run them under `rounding =
 | `psnr_y` | luma 0.299 R + 0.587 G + 0.114 B | pyiqa `psnr(test_y_channel=True)` and super-resolution tables |
 | `psnr_red` | red channel only | ReVQ: its colour space name has no branch in pyiqa |
 | `psnr_float` | the decoder's output clamped, not rounded | VidTok, BSQ-ViT |
-| `psnr_recon_truncated` | the reconstruction cut down to 8 bits, the reference exact | OmniTokenizer, VTBench files |
+| `psnr_recon_truncated` | the reconstruction cut down to 8 bits, the reference exact | what truncated files cost on their own |
 | `psnr_both_truncated` | both cut down after a float32 trip through [-1, 1] | SEED-Voken, WeTok |
-| `psnr_batch` | one MSE a batch of 8 | FlowMo (its own batch size), WeTok-style means of batches |
+| `psnr_batch` | one MSE a batch of 8 | FlowMo (its own batch size) |
 | `ssim_uniform` | 7x7 uniform window, sample covariance (scikit-image's defaults) | NVIDIA TokenBench |
 | `ssim_range2` | the same with `data_range=2` on [0, 1]: inflated | LlamaGen and at least fifteen descendants |
 | `ssim_both_truncated` | 7x7 uniform on signals cut down as in `psnr_both_truncated` | SEED-Voken |
@@ -221,7 +221,7 @@ def psnr_float() -> PsnrVariant:
 
 def psnr_recon_truncated() -> PsnrVariant:
     """PSNR of the reconstruction truncated to 8 bits against the exact reference."""
-    return PsnrVariant("psnr_recon_truncated", _recon_truncated, "reconstruction truncated", "OmniTokenizer; VTBench")
+    return PsnrVariant("psnr_recon_truncated", _recon_truncated, "reconstruction truncated", "numpy: floor(255 x)")
 
 
 def psnr_both_truncated() -> PsnrVariant:

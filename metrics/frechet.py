@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from tokbench.errors import UsageError
 from tokbench.spec import Column, MetricSpec
@@ -26,11 +27,19 @@ DEFAULT = "torch-fidelity"
 
 @dataclass(frozen=True)
 class Preset:
-    """What a published rFID does behind the decoder: how its output becomes an image, and Inception's front end."""
+    """What a published rFID does behind the decoder.
+
+    Attributes:
+        variant: How the decoder's output becomes an image.
+        front: Of Inception.
+        used_by: Who publishes it.
+        reference: `exact`: the originals as they were encoded; `truncated`: as `truncated` leaves them.
+    """
 
     variant: Variant
     front: Front
     used_by: str
+    reference: Literal["exact", "truncated"] = "exact"
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -42,7 +51,9 @@ PRESETS: Mapping[str, Preset] = {
     "pytorch-fid": Preset("round", "bilinear", "pytorch-fid on folders: LightningDiT, RQ-VAE"),
     "dc-ae": Preset("round", "bilinear", "efficientvit: DC-AE, at 512"),
     "clean": Preset("round", "clean", "clean-fid: VQGAN-LC"),
-    "torchmetrics": Preset("truncate", "antialias", "torchmetrics from 1.8 on truncated 8-bit images: VTBench"),
+    "torchmetrics": Preset(
+        "truncate", "antialias", "torchmetrics from 1.8 on truncated 8-bit images: VTBench", reference="truncated"
+    ),
 }
 """Preset -> its arithmetic. What comes before it (crop, size, data) is the suite's."""
 
@@ -98,6 +109,7 @@ class Rfid:
                 "preset": self._name,
                 "input": self._preset.variant,
                 "front": self._preset.front,
+                **({} if self._preset.reference == "exact" else {"reference": self._preset.reference}),
                 "covariance": self._covariance,
                 "grid": SHIFTS[0],
                 "weights": digest(INCEPTION, self._weights),
@@ -123,6 +135,10 @@ class Rfid:
 
     def update_reference(self, state: State, sample: Sample) -> State:
         """Return `state` with the references of a batch added: the part that every tokenizer shares."""
+        if (
+            self._preset.reference == "truncated"
+        ):  # the one preset with its front end: no pass is lost by a memo of its own
+            sample = replace(sample, reference=truncated(sample.reference), memo={})
         found = self._extract(sample, "reference", self._preset.variant)
         return self.bound(add_rows(state, "reference", sample.keys, found.pool))
 
@@ -137,6 +153,16 @@ class Rfid:
     def compute(self, state: State) -> dict[str, float | None]:
         """Return the distance; None with fewer than two images."""
         return {self.column: distance(state, divide_by_n=self._covariance == "n")}
+
+
+def truncated(x: Tensor) -> Tensor:
+    """Return 8-bit pictures as VTBench writes its originals: to [-1, 1] and back in float32, then cut to whole levels.
+
+    95 of the 256 levels come out one too low.
+    """
+    signed = (torch.arange(256, dtype=torch.float64) / 255 * 2 - 1).float()
+    levels = ((signed + 1) / 2 * 255).floor() / 255
+    return levels.to(x.device)[(x * 255).round().long()]
 
 
 def distance(state: State, *, divide_by_n: bool = False) -> float | None:

@@ -190,8 +190,7 @@ class ReleasedPerturbation:
     undefined: Mapping[str, str] = {}
 
     def __init__(self, *, alpha: float = 1.0, delta: int = 100) -> None:
-        if not 0 <= alpha <= 1 or delta < 1:
-            raise UsageError(f"perturbation_released: alpha in [0, 1] and delta of at least 1, got {alpha} and {delta}")
+        check_released("perturbation_released", alpha, delta)
         self._alpha, self._delta = alpha, delta
         self.spec = MetricSpec(
             name="perturbation_released",
@@ -219,29 +218,52 @@ class ReleasedPerturbation:
             NotApplicable: The tokenizer has no table of vectors, or does not show its latents.
         """
         reference, _ = checked_pair("perturbation_released", sample)
-        codec = codec_of("perturbation_released", sample)
-        tokenizer = neighbours_of("perturbation_released", sample)
-        streams = []
-        for position, stream in enumerate(sample.code.streams):
-            near = tokenizer.neighbours(stream.codebook)
-            if not isinstance(near, LatentNeighbours):
-                raise NotApplicable(f"codebook {stream.codebook!r} of {sample.spec.name} is no table of vectors")
-            latents = codec.unquantized(sample.reference, stream.codebook)
-            if latents.shape[:-1] != stream.indices.shape:
-                raise NotApplicable(
-                    f"codebook {stream.codebook!r} of {sample.spec.name} has tokens {tuple(stream.indices.shape)} and "
-                    f"latents {tuple(latents.shape)}: not one latent a token"
-                )
-            select, which = draw(stream, position, sample, codec.seed)
-            chosen = torch.where(select <= self._alpha, which, 0.0)
-            indices = [
-                near.choose_near(z.flatten(0, -2), self._delta, u.flatten()).view_as(u)
-                for z, u in zip(latents, chosen, strict=True)
-            ]
-            streams.append(replace(stream, indices=torch.stack(indices)))
-        code: Code = replace(sample.code, streams=tuple(streams))
-        image = codec.finish(codec.decode(code, sample.keys))
+        code, image = released(sample, self._alpha, self._delta)
         return {
             "perturbed_released_psnr": decibels(mse(reference, image.to(reference.device))),
             "perturbed_released_tokens": unchanged(sample.code, code, len(sample.keys)),
         }
+
+
+def check_released(metric: str, alpha: float, delta: int) -> None:
+    """Raise UsageError unless `alpha` is in [0, 1] and `delta` at least 1."""
+    if not 0 <= alpha <= 1 or delta < 1:
+        raise UsageError(f"{metric}: alpha in [0, 1] and delta of at least 1, got {alpha} and {delta}")
+
+
+def released(sample: Sample, alpha: float, delta: int) -> tuple[Code, Tensor]:
+    """Return the code under the perturbation of `ReleasedPerturbation`, and its reconstruction, rounded like the batch's.
+
+    Raises:
+        NotApplicable: The tokenizer has no table of vectors, or does not show its latents.
+    """
+    place = f"perturbation_released:{alpha}:{delta}"
+    done = sample.memo.get(place)
+    if done is None:
+        done = sample.memo[place] = _released(sample, alpha, delta)
+    return cast("tuple[Code, Tensor]", done)
+
+
+def _released(sample: Sample, alpha: float, delta: int) -> tuple[Code, Tensor]:
+    codec = codec_of("perturbation_released", sample)
+    tokenizer = neighbours_of("perturbation_released", sample)
+    streams = []
+    for position, stream in enumerate(sample.code.streams):
+        near = tokenizer.neighbours(stream.codebook)
+        if not isinstance(near, LatentNeighbours):
+            raise NotApplicable(f"codebook {stream.codebook!r} of {sample.spec.name} is no table of vectors")
+        latents = codec.unquantized(sample.reference, stream.codebook)
+        if latents.shape[:-1] != stream.indices.shape:
+            raise NotApplicable(
+                f"codebook {stream.codebook!r} of {sample.spec.name} has tokens {tuple(stream.indices.shape)} and "
+                f"latents {tuple(latents.shape)}: not one latent a token"
+            )
+        select, which = draw(stream, position, sample, codec.seed)
+        chosen = torch.where(select <= alpha, which, 0.0)
+        indices = [
+            near.choose_near(z.flatten(0, -2), delta, u.flatten()).view_as(u)
+            for z, u in zip(latents, chosen, strict=True)
+        ]
+        streams.append(replace(stream, indices=torch.stack(indices)))
+    code: Code = replace(sample.code, streams=tuple(streams))
+    return code, codec.finish(codec.decode(code, sample.keys))

@@ -14,6 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokbench.undrawn import Undrawn
+
+from .features import unloaded
+
 NETWORKS = ("inception", "alex", "vgg", "squeeze")
 
 
@@ -38,31 +42,14 @@ def write(name: str, path: Path, seed: int = 0) -> Path:
 
 def _shapes(name: str) -> Iterable[tuple[str, tuple[int, ...]]]:
     import torchvision  # type: ignore[import-untyped]
-    from torch import nn
 
-    with torch.device("meta"):
-        if name == "inception":
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-            class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
-                def load_state_dict(self, *_: object) -> None:
-                    """Keep what the constructor made: the file it would read is what is being written."""
-
-            # The constructor wants a file of tensors; an empty dict is one.
-            network: nn.Module = Unloaded("inception", ["2048"], feature_extractor_weights_path=_empty())
-        else:
-            build = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[name]
+    if name == "inception":
+        network = unloaded()
+    else:
+        build = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[name]
+        with torch.device("meta"), Undrawn():
             network = getattr(torchvision.models, build)(weights=None)
     return [(key, tuple(value.shape)) for key, value in network.state_dict().items() if "classifier" not in key]
-
-
-def _empty() -> object:
-    import io
-
-    buffer = io.BytesIO()
-    torch.save({}, buffer)
-    buffer.seek(0)
-    return buffer
 
 
 def _draw(key: str, shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -63,7 +64,7 @@ class TokenStatistics:
     |---|---|
     | `usage_at` | expected share of entries used after 65,536 tokens a codebook, drawn without replacement from all counted tokens (rarefaction, Hurlbert 1971): exact and free of order. `usage_at/1024`, `/2048`, ... is the curve |
     | `usage_llamagen` | share of entries among the last 65,536 tokens a codebook, in key order: LlamaGen's definition on an evaluation set. Undefined with fewer tokens |
-    | `dead_codes` | entries never used; `dead_entries(state)` lists them |
+    | `dead_codes` | entries never used; `dead_entries_of(run)` lists them |
     | `zipf_exponent` | minus the slope of log count over log rank, least squares over used entries |
     | `position_entropy` | entropy of the tokens at each place of a fixed grid, mean over places (`/min`, `/max`; each place where a code is a sequence of at most 256) |
     | `bigram_entropy` | entropy of pairs (left neighbour, token) along the last axis |
@@ -214,9 +215,32 @@ class TokenStatistics:
 def dead_entries(state: State) -> dict[str, Tensor]:
     """Return codebook id -> the entries that were never used, int64, of a state of `TokenStatistics`.
 
-    A run keeps its states in `shards/*/states.safetensors`; merge them with `tokbench.types.merge_states` first.
+    `dead_entries_of` reads it of a finished run.
     """
     return {key[len(_COUNTS) :]: (state[key] == 0).nonzero()[:, 0] for key in keys_under(state, _COUNTS)}
+
+
+def dead_entries_of(run: Path) -> dict[str, Tensor]:
+    """Return `dead_entries` of a finished run, over all its shards.
+
+    Args:
+        run: The directory of its `result.json`.
+
+    Raises:
+        UsageError: No shard there has counts of the metric `tokens`.
+    """
+    from safetensors import safe_open
+
+    start, counts = "tokens\n", State()
+    for path in sorted(run.glob("shards/*/states.safetensors")):
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(start + _COUNTS)]  # noqa: SIM118 - not a dict
+            counts = merge_states(counts, {name.removeprefix(start): file.get_tensor(name) for name in names})
+    if not counts:
+        raise UsageError(
+            f"{run}: no shard has counts of codes; run with `-m tokens` and name the folder of result.json"
+        )
+    return dead_entries(counts)
 
 
 @dataclass(frozen=True)

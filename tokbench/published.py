@@ -83,6 +83,7 @@ class ReportedTable:
         preset: The protocol the numbers were made with, by the name the documentation gives it.
         date: When the numbers were read in their source, YYYY-MM-DD.
         size: (H, W) of images or clips; gives bits per pixel.
+        samples: Files the numbers were made with; a result of another number of files is not set against them.
     """
 
     name: str
@@ -95,6 +96,7 @@ class ReportedTable:
     columns: tuple[ReportedColumn, ...]
     rows: tuple[ReportedRow, ...]
     size: tuple[int, int] | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -214,13 +216,13 @@ def _board(path: Path) -> BoardSpec:
 
 def _tables(path: Path) -> list[ReportedTable]:
     raw = _read(path)
-    _known(raw, {"modality", "dataset", "date", "size", "column", "table"}, path.name)
+    _known(raw, {"modality", "dataset", "date", "size", "samples", "column", "table"}, path.name)
     columns = {entry["name"]: _build(ReportedColumn, entry, f"{path.name}: column") for entry in raw.get("column", [])}
     out = []
     for entry in raw.get("table", []):
         preset = str(entry.get("preset", ""))
         where = f"{path.name}: table {preset or '?'}"
-        shared = {key: raw[key] for key in ("modality", "dataset", "date", "size") if key in raw}
+        shared = {key: raw[key] for key in ("modality", "dataset", "date", "size", "samples") if key in raw}
         table = {**shared, **entry}
         names = [key for key in columns if any(key in row.get("values", {}) for row in entry.get("row", []))]
         size = table.get("size")

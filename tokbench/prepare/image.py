@@ -47,6 +47,7 @@ def apply_image(image: Image.Image, prepare: ImagePrepare) -> Prepared:
     | `pil-bicubic` | short side to S, long side truncated | `int(round((n - S) / 2))` | torchvision `Resize` + `CenterCrop`; TiTok, MaskBit |
     | `pil-bilinear` | the same | the same | SEED-Voken, FlowMo, SimVQ, WeTok |
     | `pil-lanczos` | the same | the same | BSQ-ViT |
+    | `lanczos-cover` | LANCZOS, short side to S, sides rounded half to even | `(n - S) // 2` | VTBench |
     | `tokbench-pad` | long side to S, LANCZOS, sides rounded up | none: centred on black, `(S - n) // 2` | TokBench (arXiv 2505.18142) `smart_padding` |
     | `native` | none | none | original-resolution tables |
 
@@ -72,11 +73,13 @@ def apply_image(image: Image.Image, prepare: ImagePrepare) -> Prepared:
             return Prepared(_planes(_adm(image, size)))
         case "pil-bicubic" | "pil-bilinear" | "pil-lanczos":
             return Prepared(_planes(_short_side(image, size, _FILTERS[prepare.preset])))
+        case "lanczos-cover":
+            return Prepared(_planes(_cover(image, size, Image.Resampling.LANCZOS)))
         case "tokbench-pad":
             signal, padding = _pad(image, size)
             return Prepared(_planes(signal), _planes(image), padding)
     raise UsageError(
-        f"unknown resize preset {prepare.preset!r}; known: adm, {', '.join(_FILTERS)}, tokbench-pad, native"
+        f"unknown resize preset {prepare.preset!r}; known: adm, {', '.join(_FILTERS)}, lanczos-cover, tokbench-pad, native"
     )
 
 
@@ -113,8 +116,12 @@ def restore_image(reconstruction: np.ndarray, padding: Padding, original_size: t
 def _adm(image: Image.Image, size: int) -> Image.Image:
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return _cover(image, size, Image.Resampling.BICUBIC)
+
+
+def _cover(image: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
     scale = size / min(image.size)
-    image = _resize(image, round(image.width * scale), round(image.height * scale), Image.Resampling.BICUBIC)
+    image = _resize(image, round(image.width * scale), round(image.height * scale), how)
     return _crop(image, (image.width - size) // 2, (image.height - size) // 2, size)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tokbench.errors import NotApplicable, UsageError
 from tokbench.metrics import features
-from tokbench.metrics._exact import add_rows
+from tokbench.metrics._exact import add_rows, kept_rows
 from tokbench.metrics.features import Inception, picture
-from tokbench.metrics.frechet import PRESETS, Rfid, distance
+from tokbench.metrics.frechet import PRESETS, Rfid, distance, truncated
 from tokbench.prepare.signal import round_8bit
 from tokbench.spec import Modality, TokenizerSpec
 from tokbench.types import Code, Sample, State, merge_states, take_row
@@ -167,6 +167,31 @@ def test_pictures_are_rounded_as_the_engine_rounds(mode: str) -> None:
     assert torch.equal(picture(batch, "reference", mode), batch.reference)  # type: ignore[arg-type]
 
 
+def test_vtbenchs_originals_lose_a_level_in_95_of_256() -> None:
+    levels_ = np.arange(256, dtype=np.uint8)
+    there = torch.from_numpy(levels_ / 255.0 * 2 - 1).float()
+    back = there.clamp(-1, 1).add(1).div(2).mul(255).to(torch.uint8)
+    x = (torch.arange(256) / 255).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    mine = (truncated(x) * 255).round()
+    assert torch.equal(mine[0, 0].flatten().to(torch.uint8), back)
+    assert int((mine[0, 0].flatten() != torch.arange(256)).sum()) == 95
+
+
+def test_one_preset_alone_truncates_its_references(counted: tuple[Counting, str]) -> None:
+    _, weights = counted
+    x, _ = images(6)
+    batch = sample(x, x)
+    for name in PRESETS:
+        metric = Rfid(preset=name, weights=weights)
+        state = merge_states(metric.update({}, batch), metric.update_reference({}, batch))
+        a, b = (kept_rows(state, side) for side in ("reference", "reconstruction"))
+        assert a is not None
+        assert b is not None
+        assert np.array_equal(a, b) == (name != "torchmetrics")
+    assert Rfid(preset="torchmetrics", weights=weights).spec.protocol["reference"] == "truncated"
+    assert "reference" not in Rfid(weights=weights).spec.protocol
+
+
 class Counting:
     """Stands in for the network: colour means of the resized picture, and a count of the pictures it saw."""
 
@@ -206,6 +231,19 @@ def test_presets_of_one_batch_share_their_forward_passes(counted: tuple[Counting
         values[f"rfid{name}"] for name in ("", "_seed_voken", "_bsq", "_pytorch_fid", "_clean", "_torchmetrics")
     ]
     assert len(set(different)) == 6
+
+
+def test_metrics_of_one_front_end_share_one_forward_pass_a_side(counted: tuple[Counting, str]) -> None:
+    from tokbench.metrics.distribution import InceptionScore, Kid, PrecisionRecall
+
+    network, weights = counted
+    batch = sample(*images(5))
+    for metric in (
+        Rfid(weights=weights), Rfid(preset="adm", weights=weights), InceptionScore(weights=weights),
+        Kid(weights=weights), PrecisionRecall(weights=weights),
+    ):  # fmt: skip
+        metric.update_reference(metric.update({}, batch), batch)
+    assert network.seen == 5 * 2
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])

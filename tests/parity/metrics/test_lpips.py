@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from tokbench.errors import NotApplicable, UsageError, WeightsAbsent
 from tokbench.metrics.perceptual import Lpips
+from tokbench.metrics.perceptual_variants import lpips_unclamped, lpips_unmapped
+from tokbench.types import take_row
 from tokbench.weights import WeightsRefused
 
 NETS = ["alex", "vgg", "squeeze"]
@@ -51,6 +54,30 @@ def test_values_are_those_of_the_package(net: str, trunk_weights: Trunks) -> Non
     assert float(mine[2]) == 0.0
     assert float(mine[0]) > 1e-3
     assert float((mine[:2] - wrong[:2]).abs().min()) > 1e-4  # what feeding [0, 1] would give
+
+
+def test_variants_are_the_package_fed_as_their_projects_feed_it(trunk_weights: Trunks) -> None:
+    x, raw = pair(3, 3, 64, 72)
+    raw = raw * 1.6 - 0.3  # beyond [0, 1]
+    sample = replace(picture_sample(x, raw.clamp(0, 1)), raw=raw)
+    alex = trunk_weights("alex")
+    with torch.inference_mode():
+        unmapped = package("alex", alex)(x, raw.clamp(0, 1)).flatten().double()
+        unclamped = package("alex", alex)(x * 2 - 1, raw * 2 - 1).flatten().double()
+    plain = Lpips(weights=alex)(sample)["lpips_alex"]
+    for metric, theirs in (
+        (lpips_unmapped(weights=alex), unmapped),
+        (lpips_unclamped(net="alex", weights=alex), unclamped),
+    ):
+        mine = metric(sample)[metric.column]
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        assert float((mine - plain).abs().min()) > 1e-4
+        assert metric.spec.columns[0].name == metric.column
+        assert metric.spec.protocol["weights"] == Lpips(weights=alex).spec.protocol["weights"]
+        for row in range(3):
+            assert torch.equal(metric(take_row(sample, row))[metric.column], mine[row : row + 1])
+    assert lpips_unmapped().column == "lpips_unmapped_alex"
+    assert lpips_unclamped().column == "lpips_unclamped_vgg"
 
 
 @pytest.mark.parametrize("net", ["alex", "squeeze"])

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tokbench.adapters.nn.neighbours import TableNeighbours
 from tokbench.data import Item
-from tokbench.errors import NotApplicable, WeightsAbsent
+from tokbench.errors import NotApplicable, UsageError, WeightsAbsent
 from tokbench.metrics import perturbation, pfid
 from tokbench.metrics.frechet import Rfid
-from tokbench.metrics.perturbation import GRID, perturbed
-from tokbench.metrics.pfid import PerturbedFid
+from tokbench.metrics.perturbation import GRID, perturbed, released
+from tokbench.metrics.pfid import COLUMN, PerturbedFid, ReleasedPerturbedFid
 from tokbench.reconstruct import Engine, reconstruct
 from tokbench.spec import EvalProtocol, ImagePrepare, TokenizerSpec
 from tokbench.types import Code, Neighbours, Sample, State, Stream, merge_states
@@ -37,6 +37,9 @@ class Grey:
     def neighbours(self, codebook: str) -> Neighbours:
         return TableNeighbours(torch.linspace(0, 1, 32)[:, None])
 
+    def unquantized(self, x: Tensor, codebook: str) -> Tensor:
+        return x[:, 0, ::4, ::4, None]
+
 
 class Deaf(Grey):
     """The same without neighbours."""
@@ -53,7 +56,7 @@ def batch(keys: str, tokenizer: object | None = None) -> Sample:
     return reconstruct(tokenizer or Grey(), items, protocol, Engine()).samples[0]  # type: ignore[arg-type]
 
 
-def gathered(metric: PerturbedFid, *parts: list[str]) -> State:
+def gathered(metric: PerturbedFid | ReleasedPerturbedFid, *parts: list[str]) -> State:
     whole: State = {}
     for part in parts:
         state = metric.init()
@@ -79,11 +82,32 @@ def test_a_cell_is_rfid_of_its_images_and_splits_do_not_matter(inception_weights
     for cell, image in perturbed(sample).items():
         changed = replace(sample, reconstruction=image, raw=image, memo={})
         state = plain.update_reference(plain.update({}, changed), changed)
-        assert out[f"pfid/{cell.name}"] == plain.compute(state)["rfid"]
+        assert out[f"{COLUMN}/{cell.name}"] == plain.compute(state)["rfid"]
     cells = [value for name, value in out.items() if "/" in name and value is not None]
     assert len(cells) == 2
-    assert out["pfid"] == pytest.approx(sum(cells) / 2)
+    assert out[COLUMN] == pytest.approx(sum(cells) / 2)
     assert metric.compute(gathered(metric, ["d", "b"], ["ca"])) == out
+
+
+@pytest.mark.slow
+def test_the_released_perturbation_has_its_fid_under_a_name_of_its_own(inception_weights: str) -> None:
+    metric, plain = ReleasedPerturbedFid(delta=6, weights=inception_weights), Rfid(weights=inception_weights)
+    out = metric.compute(gathered(metric, ["abcd"]))
+    assert set(out) == {"pfid_released"}
+    sample = batch("abcd")
+    code, image = released(sample, 1.0, 6)
+    assert not torch.equal(code.streams[0].indices, sample.code.streams[0].indices)
+    changed = replace(sample, reconstruction=image, raw=image, memo={})
+    state = plain.update_reference(plain.update({}, changed), changed)
+    assert out["pfid_released"] == plain.compute(state)["rfid"]
+    assert metric.compute(gathered(metric, ["d", "b"], ["ca"])) == out
+    assert metric.spec.protocol["delta"] == 6
+    kept = ReleasedPerturbedFid(alpha=0.0, weights=inception_weights)
+    assert kept.compute(gathered(kept, ["abcd"]))["pfid_released"] == pytest.approx(
+        plain.compute(plain.update_reference(plain.update({}, sample), sample))["rfid"]
+    )
+    with pytest.raises(UsageError, match="pfid_released"):
+        ReleasedPerturbedFid(delta=0)
 
 
 def test_what_is_missing_is_said_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -98,5 +122,5 @@ def test_what_is_missing_is_said_before_anything_is_decoded(monkeypatch: pytest.
     heard.decode = None  # type: ignore[assignment,method-assign]
     with pytest.raises(WeightsAbsent, match="inception"):
         metric.update({}, sample)
-    assert metric.compute({})["pfid"] is None
-    assert set(metric.compute({})) == {"pfid", *(f"pfid/{cell.name}" for cell in GRID)}
+    assert metric.compute({})[COLUMN] is None
+    assert set(metric.compute({})) == {COLUMN, *(f"{COLUMN}/{cell.name}" for cell in GRID)}

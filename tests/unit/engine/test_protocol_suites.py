@@ -9,10 +9,25 @@ import pytest
 from tokbench.metrics.frechet import PRESETS
 from tokbench.plan import check_columns
 from tokbench.registry import build_metric
+from tokbench.spec import ImagePrepare
 from tokbench.suite import load_suites, suite_names
 
 SUITES = [name for name in suite_names() if name.startswith("imagenet-")]
 DOCS = (Path(__file__).parents[3] / "docs" / "protocols.md").read_text(encoding="utf-8")
+
+
+FIXED = {
+    "adm": (ImagePrepare("adm", 256), "round", {"isc_10", "ssim_range2", "usage_llamagen"}),
+    "torch-fidelity": (ImagePrepare("adm", 256), "round", {"isc_10", "kid"}),
+    "titok": (ImagePrepare("pil-bicubic", 256), "round", {"isc"}),
+    "seed-voken": (ImagePrepare("pil-bilinear", 256), "none", {"psnr_both_truncated", "ssim_both_truncated"}),
+    "bsq": (ImagePrepare("pil-lanczos", 256), "none", {"ms_ssim", "lpips_alex"}),
+    "pytorch-fid": (ImagePrepare("pil-bilinear", 256), "round", {"ssim_signed", "lpips_unclamped_vgg"}),
+    "dc-ae": (ImagePrepare("adm", 512), "round", {"ssim_reflect", "lpips_alex"}),
+    "clean": (ImagePrepare("adm", 256), "round", {"ssim_y"}),
+    "torchmetrics": (ImagePrepare("lanczos-cover", 256), "truncate", {"lpips_unmapped_alex"}),
+}
+"""Preset -> crop, rounding, and what its projects publish beside rFID and plain PSNR."""
 
 
 def test_every_preset_has_a_suite() -> None:
@@ -29,6 +44,9 @@ def test_a_suite_stands(name: str) -> None:
     assert f"rfid?preset={preset}" in suite.metrics
     specs = [build_metric(metric).spec for metric in suite.metrics]
     check_columns(specs)
+    prepare, rounding, published = FIXED[preset]
+    assert (suite.prepare, suite.rounding) == (prepare, rounding)
+    assert published <= set(suite.board)
     columns = {column.name for spec in specs for column in spec.columns}
     assert set(suite.board) <= columns | {"bpp"}
     assert f"`{name}`" in DOCS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor
 from tokbench.errors import ContractError, UsageError
 from tokbench.metrics import tokens as tokens_module
 from tokbench.metrics.codebook import CodebookUsage
-from tokbench.metrics.tokens import TokenStatistics, dead_entries
+from tokbench.metrics.tokens import TokenStatistics, dead_entries, dead_entries_of
+from tokbench.session import Request, run
 from tokbench.spec import Modality, TokenizerSpec
 from tokbench.types import Code, Sample, State, Stream, merge_states, take_row
 
@@ -146,6 +148,24 @@ def test_dead_entries_are_listed() -> None:
     state = METRIC.update(METRIC.init(), sample(Stream("0", 7, x), Stream("b", 6, x)))
     dead = dead_entries(state)
     assert {name: entries.tolist() for name, entries in dead.items()} == {"0": [1, 3, 4, 6], "b": [1, 3, 4]}
+
+
+def test_dead_entries_of_a_run_are_those_no_shard_uses(tmp_path: Path) -> None:
+    suite = tmp_path / "mine.toml"
+    suite.write_text(
+        'name = "mine"\nmodality = "image"\ndataset = "sample:image"\nmetrics = ["tokens", "rate"]\n'
+        '[prepare]\npreset = "adm"\nsize = 32\n'
+    )
+    (result,) = run(
+        Request(suites=(str(suite),), tokenizers=("tokbench-tiny-image",), output=tmp_path / "out", device="cpu",
+                shard_size=5, decode_workers=0)
+    ).results  # fmt: skip
+    (place,) = (path.parent for path in (tmp_path / "out").rglob("result.json"))
+    dead = dead_entries_of(place)
+    assert len(list(place.glob("shards/*"))) > 1
+    assert sum(len(entries) for entries in dead.values()) == result["metrics"]["dead_codes"]["value"] > 0
+    with pytest.raises(UsageError, match="-m tokens"):
+        dead_entries_of(tmp_path)
 
 
 @pytest.mark.parametrize("modality", ["image", "audio"])

@@ -80,6 +80,18 @@ def test_adm_follows_the_rule_of_guided_diffusion(shape: tuple[int, int], size: 
     np.testing.assert_array_equal(mine, adm_restated(image, size))
 
 
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_lanczos_cover_follows_the_rule_of_vtbench(shape: tuple[int, int], size: int) -> None:
+    image = picture(*shape)
+    short = min(image.size)
+    sides = tuple(round(Fraction(side * size, short)) for side in image.size)
+    array = np.asarray(image.resize(sides, Image.Resampling.LANCZOS))
+    y, x = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+    mine = apply_image(image, ImagePrepare("lanczos-cover", size)).signal
+    np.testing.assert_array_equal(mine, array[y : y + size, x : x + size].transpose(2, 0, 1))
+
+
 def test_adm_halves_by_box_averages_before_bicubic() -> None:
     blocks = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     big = np.repeat(np.repeat(blocks, 4, axis=0), 4, axis=1)
@@ -96,6 +108,8 @@ def test_adm_and_torchvision_crop_odd_margins_at_different_pixels() -> None:
     image = Image.fromarray(columns)
     assert apply_image(image, ImagePrepare("adm", 32)).signal[0, 0, 0] == 1  # 3 // 2
     assert apply_image(image, ImagePrepare("pil-bicubic", 32)).signal[0, 0, 0] == 2  # round(1.5)
+    assert apply_image(image, ImagePrepare("lanczos-cover", 32)).signal[0, 0, 0] == 1
+    assert apply_image(image, ImagePrepare("pil-lanczos", 32)).signal[0, 0, 0] == 2
 
 
 @pytest.mark.parametrize(
@@ -162,7 +176,7 @@ def test_only_rgb_is_taken() -> None:
         apply_image(Image.new("L", (40, 40)), ImagePrepare("adm", 32))
 
 
-@pytest.mark.parametrize("preset", ["adm", "pil-lanczos"])
+@pytest.mark.parametrize("preset", ["adm", "pil-lanczos", "lanczos-cover"])
 def test_a_sliver_is_a_failed_file_not_a_full_memory(preset: str) -> None:
     with pytest.raises(DecodeError, match="too narrow"):
         apply_image(Image.new("RGB", (1, 5000)), ImagePrepare(preset, 256))  # type: ignore[arg-type]
