@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokbench.errors import DecodeError, MissingExtra, NotApplicable, UsageError
+from tokbench.errors import DecodeError, MissingExtra, NotApplicable, UsageError, install_command
 from tokbench.types import Code
 
 from .nn.classical import from_8bit, map_rows, payload_of, to_8bit
@@ -185,7 +185,7 @@ def _require(codec: str) -> None:
         try:
             import pillow_jxl  # noqa: F401
         except ImportError as error:
-            raise MissingExtra("JPEG XL needs pillow-jxl-plugin", 'pip install "tokbench[jxl]"') from error
+            raise MissingExtra("JPEG XL needs pillow-jxl-plugin", install_command("jxl")) from error
         return
     from PIL import features
 

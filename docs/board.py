@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tokbench.leaderboard import boards, to_table
+from tokbench.leaderboard import boards, to_tables
 from tokbench.store import Store
 
 
@@ -18,7 +18,9 @@ def main(store: Path, picture: Path) -> None:
     console = Console(record=True, width=170, file=StringIO())
     order = {"image": 0, "video": 1, "audio": 2}
     for board in sorted(boards(Store(store).results()), key=lambda board: order[board.modality]):
-        console.print(to_table(board))
+        console.print(f"[bold]{board.title}[/bold]")
+        for table in to_tables(board, console.width):
+            console.print(table)
     svg = console.export_svg(title="tokbench run", unique_id="board")
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL).replace("Fira Code,", "")
     picture.write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), encoding="utf-8")

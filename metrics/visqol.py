@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 
-from tokbench.errors import MissingExtra, Undefined
+from tokbench.errors import MissingExtra, Undefined, install_command
 from tokbench.spec import Column, MetricSpec
 from tokbench.types import FloatArray
 
@@ -160,8 +160,8 @@ def _api(metric: str, mapper: Mapper) -> Any:
         with _quiet():
             api.create(mode="speech", use_lattice_model=mapper == "lattice")
     except ImportError as error:
-        fix = 'pip install "tokbench[audio]"'
-        raise MissingExtra(f"{metric} needs the package visqol-python[lattice,accel]", fix) from error
+        needed = f"{metric} needs the package visqol-python[lattice,accel]"
+        raise MissingExtra(needed, install_command("audio")) from error
     return api
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from os import PathLike, fspath
 from typing import Any
 
 from tokbench.data import DecodePool, manifest, open_source
-from tokbench.device import choose_device, pin_numerics
+from tokbench.device import check_dtype, choose_device, evaluating, move, pin_numerics
 from tokbench.errors import UsageError
 from tokbench.evaluate import BatchSize, applies, evaluate
-from tokbench.plan import absent, cut, fits, protocol_of
+from tokbench.plan import absent, check_columns, cut, fits, protocol_of
 from tokbench.reconstruct import Engine
-from tokbench.registry import build_metric
+from tokbench.registry import as_tokenizer, build_metric
 from tokbench.rows import Row
 from tokbench.session import Report, Request, run
 from tokbench.spec import Card
 from tokbench.suite import load_suites
 from tokbench.summarise import cells
-from tokbench.types import Tokenizer
+from tokbench.types import Fetching, Tokenizer
 
 __all__ = ["Report", "Request", "evaluate_tokenizer", "run"]
 
@@ -27,13 +28,14 @@ def evaluate_tokenizer(
     tokenizer: Tokenizer,
     suite: str,
     *,
-    dataset: str | None = None,
-    metrics: Sequence[str] = (),
+    dataset: str | PathLike[str] | None = None,
+    metrics: str | Sequence[str] = (),
     limit: int | None = None,
     device: str = "auto",
     dtype: str = "float32",
     batch_size: BatchSize = "auto",
     seed: int = 0,
+    offline: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], list[Row]]:
     """Score a tokenizer object on one suite, in this process, keeping nothing on disk.
 
@@ -47,25 +49,37 @@ def evaluate_tokenizer(
         dtype: The tokenizer's; metrics are float32 and float64 whatever it is.
         batch_size: Rows a batch, or `auto`.
         seed: Seeds stochastic tokenizers, with each sample's key.
+        offline: Download no weights of metrics.
 
     Returns:
         Column -> cell (value, interval, n, status), and the per-sample rows in key order.
 
     Raises:
         UsageError: The suite has several parts, or the tokenizer does not fit it.
+        ContractError: The object is no tokenizer.
     """
     parts = load_suites([suite])
     if len(parts) != 1:
         raise UsageError(f"{suite} has {len(parts)} parts; name one: {', '.join(part.name for part in parts)}")
     part = parts[0]
+    as_tokenizer(tokenizer, repr(tokenizer)[:80])
+    if not isinstance(dataset, str | PathLike | None):
+        raise UsageError(f"dataset is a folder or an address, not a {type(dataset).__name__}")
+    if batch_size != "auto" and batch_size < 1:
+        raise UsageError(f"batch_size {batch_size}: give a positive number or 'auto'")
+    check_dtype(dtype)
     pin_numerics()
     engine = Engine(choose_device(device), dtype, seed)
-    if hasattr(tokenizer, "to"):
-        tokenizer.to(engine.device, dtype)
-    built = {name: build_metric(name) for name in metrics or part.metrics}
-    source = open_source(dataset or part.dataset, part.modality)
+    move(tokenizer, engine.device, dtype)
+    chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    built = {name: build_metric(name) for name in chosen or part.metrics}
+    for metric in built.values():
+        if isinstance(metric, Fetching):
+            metric.fetch(offline=offline)
+    source = open_source(part.dataset if dataset is None else fspath(dataset), part.modality)
     found = manifest(source)
     specs = [metric.spec for metric in built.values()]
+    check_columns(specs)
     protocol = protocol_of(part, found, specs, limit=limit, dtype=dtype, seed=seed)
     card = Card(tokenizer.spec.name, "object", "object", tokenizer.spec)
     if (why := fits(card, protocol)) is not None:
@@ -75,7 +89,7 @@ def evaluate_tokenizer(
         for shard in cut(found, len(found.entries) or 1, limit)
         for key, _ in found.entries[shard.start : shard.stop]
     ]
-    with DecodePool("auto") as pool:
+    with evaluating(tokenizer), DecodePool("auto") as pool:
         result = evaluate(
             tokenizer,
             pool.stream(source, keys, protocol.prepare),

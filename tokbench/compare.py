@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,7 +171,7 @@ def _unequal(path: str, a: Any, b: Any) -> list[str]:
 
 def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text
+    return re.sub(r"([0-9a-f]{12})[0-9a-f]{20,}", r"\1…", text)
 
 
 def _draft(left: Entry, right: Entry, gate: Gate, columns: Sequence[str], resamples: int | None) -> _Draft:

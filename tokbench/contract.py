@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +65,11 @@ def check(tokenizer: Tokenizer, engine: Engine, *, trained: bool = True) -> list
             alone = _each(tokenizer, long, engine)
             padded = [_run(tokenizer, [*long, *items[:1]], engine)] if ragged else []
     except Exception as error:
-        text = str(error) if isinstance(error, TokbenchError) else f"{type(error).__name__}: {error}"
+        text = (
+            str(error)
+            if isinstance(error, TokbenchError)
+            else f"{type(error).__name__}: {error}{_line(tokenizer, error)}"
+        )
         return [*found, Check("runs", "fail", " ".join(text.split())[:300])]
     found.append(Check("runs", "pass"))
     found += [_code(spec, result.samples[0].code) for result in one[:1]]
@@ -88,6 +95,16 @@ def check(tokenizer: Tokenizer, engine: Engine, *, trained: bool = True) -> list
     if padded:
         found.append(_padding(spec, alone[0], one[0], padded[0]))
     return found
+
+
+def _line(tokenizer: Tokenizer, error: Exception) -> str:
+    """Return where in the file of the tokenizer's class an error came from, or an empty string."""
+    try:
+        home = inspect.getfile(type(tokenizer))
+    except (TypeError, OSError):
+        return ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == home]
+    return f" ({Path(home).name}, line {lines[-1]})" if lines else ""
 
 
 def passed(checks: list[Check]) -> bool:

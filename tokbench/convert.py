@@ -40,6 +40,14 @@ print(len(tensors))
 """
 
 
+def check_places(source: Path, target: Path) -> None:
+    """Raise UsageError when the checkpoint is not there, or the file to write is."""
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file")
+    if target.exists():
+        raise UsageError(f"{target} is there already; delete it or name another")
+
+
 def convert(source: Path, target: Path, inside: str = "") -> int:
     """Write the tensors of a checkpoint as safetensors and return how many there are.
 
@@ -55,10 +63,7 @@ def convert(source: Path, target: Path, inside: str = "") -> int:
     Raises:
         UsageError: The file is not there, the target exists, or the checkpoint has no tensors at that place.
     """
-    if not source.is_file():
-        raise UsageError(f"{source}: no such file")
-    if target.exists():
-        raise UsageError(f"{target} is there already; delete it or name another")
+    check_places(source, target)
     scratch = target.with_name(f".{target.name}.part")
     words = [sys.executable, "-I", "-c", _CHILD, str(source.resolve()), str(scratch.resolve()), inside]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -7,6 +7,8 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,7 +26,10 @@ def choose_device(name: str) -> str:
     """
     if name == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
-    device = torch.device("cuda:0" if name == "cuda" else name)
+    try:
+        device = torch.device("cuda:0" if name == "cuda" else name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: use auto, cpu or cuda:i") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
@@ -32,6 +37,34 @@ def choose_device(name: str) -> str:
     if device.type not in {"cpu", "cuda"}:
         raise UsageError(f"--device {name}: use auto, cpu or cuda:i")
     return str(device)
+
+
+def check_dtype(name: str) -> None:
+    """Raise UsageError for a dtype no tokenizer is run in."""
+    if name not in DTYPES:
+        raise UsageError(f"--dtype {name}: choose {', '.join(DTYPES)}")
+
+
+def move(tokenizer: object, device: str, dtype: str) -> None:
+    """Move a tokenizer that holds a torch module, by its `to`; one that is itself a module takes `dtype` by torch's name."""
+    if isinstance(tokenizer, torch.nn.Module) and getattr(type(tokenizer), "to", None) is torch.nn.Module.to:
+        torch.nn.Module.to(tokenizer, device, DTYPES[dtype])
+    elif hasattr(tokenizer, "to"):
+        tokenizer.to(device, dtype)
+
+
+@contextmanager
+def evaluating(tokenizer: object) -> Iterator[None]:
+    """Hold a tokenizer that is itself a torch module in evaluation mode, and give it back as it was."""
+    modules = list(tokenizer.modules()) if isinstance(tokenizer, torch.nn.Module) else []
+    before = [module.training for module in modules]
+    for module in modules[:1]:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):  # frozen parts of a module in training stay frozen
+            module.training = training
 
 
 def pin_numerics(threads: int | None = None) -> None:

@@ -18,8 +18,16 @@ TokbenchError
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 
 class TokbenchError(Exception):
@@ -38,9 +46,14 @@ class UnknownName(UsageError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        near = get_close_matches(name, list(known), n=3, cutoff=0.5)
+        known = list(dict.fromkeys(known))
+        near = nearest(name, known)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        super().__init__(f"unknown {kind} {name!r}{hint} See `tokbench list {kind}s`.")
+        if kind in {"tokenizer", "suite", "metric"}:
+            hint += f" See `tokbench list {kind}s`."
+        elif not near and known:
+            hint = f"; there is {', '.join(known[:10])}."
+        super().__init__(f"unknown {kind} {name!r}{hint}")
         self.kind, self.name, self.near = kind, name, tuple(near)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -100,3 +113,35 @@ class ContractError(TokbenchError):
 
 class StoreError(TokbenchError):
     """A result store that is damaged or of another version."""
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three of `known` that are spelled much like `name`, the nearest first, none twice."""
+    return get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra of tokbench to the environment this process runs in.
+
+    From a clone whose `.venv` uv made (as README does) that is `uv sync`; in a clone that was installed another way, and
+    where tokbench was installed from a package, it is pip. Names no folder, because results hold it.
+    """
+    root = _clone()
+    if root is None:
+        return f'pip install "tokbench[{extra}]"'
+    if Path(sys.prefix) == root / ".venv" and (root / "uv.lock").is_file():
+        uv = ".uv/bin/uv" if shutil.which("uv") is None and (root / ".uv" / "bin" / "uv").is_file() else "uv"
+        return f"{uv} sync --inexact --extra {extra}"
+    pip = "pip" if find_spec("pip") is not None else "uv pip"
+    return f'{pip} install -e ".[{extra}]"'
+
+
+def _clone() -> Path | None:
+    """Return the folder tokbench was installed from in editable mode, or None."""
+    try:
+        about = json.loads(distribution("tokbench").read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, ValueError):
+        return None
+    if not about.get("dir_info", {}).get("editable"):
+        return None
+    return Path(url2pathname(urlparse(about["url"]).path))

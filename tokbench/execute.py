@@ -12,7 +12,7 @@ import torch
 
 from tokbench.contract import check, passed, token_digest
 from tokbench.data import DecodePool, Manifest, Source
-from tokbench.device import DTYPES
+from tokbench.device import DTYPES, move
 from tokbench.errors import NotAvailable, TokbenchError
 from tokbench.evaluate import BatchSize, ShardResult, applies, evaluate
 from tokbench.gallery import FOLDER, NOTHING, SIZE_CAP, Keeper, Wanted
@@ -200,7 +200,7 @@ class Worker:
             self.loaded = None  # free the old one before the new one is loaded
             tokenizer = build_tokenizer(run.card, {role: Path(path) for role, path in run.weights.items()})
             if hasattr(tokenizer, "to"):
-                tokenizer.to(engine.device, engine.dtype)
+                move(tokenizer, engine.device, engine.dtype)
             elif DTYPES[engine.dtype] is not torch.float32:
                 raise TokbenchError(f"{run.card.spec.name} has no `to`; it runs in float32 only")
             self.loaded = (key, tokenizer)

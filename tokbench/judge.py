@@ -22,6 +22,8 @@ LEVEL = 0.025
 
 DEFAULT_ATOL = 1e-6
 
+_ALONE = "one number of the set, no interval"
+
 
 @dataclass(frozen=True)
 class ColumnTest:
@@ -91,7 +93,7 @@ def column_tests(
             p_value = on_subsets.p_beyond(sign * blank.tolerance, sign)
             tests.append(ColumnTest(blank, judged, p_value, subsets=on_subsets))
         else:
-            tests.append(ColumnTest(_corpus(blank, on_subsets if isinstance(on_subsets, str) else "no rows")))
+            tests.append(ColumnTest(_corpus(blank, on_subsets if isinstance(on_subsets, str) else _ALONE)))
     return tests
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _RATES = ("bpp", "kbps")
+_WHOLE = ("rank", "samples", "failed", "batch_size", "peak_memory_bytes")
+_LONGEST = 60  # characters of a terminal's cell
 _TIMES = (
     "encode_seconds_per_sample",
     "decode_seconds_per_sample",
@@ -82,7 +84,7 @@ class Board:
         if not self.protocol:
             return self.spec.title if self.spec else self.suite
         totals = {row["samples"]["rows"] for row in self.rows if "samples" in row}
-        count = f", {max(totals)} samples" if totals else ""
+        count = f", {max(totals)} sample{'s' * (max(totals) != 1)}" if totals else ""
         return f"{self.suite} @ {self.protocol[:8]}{count}"
 
 
@@ -123,8 +125,21 @@ def _board(suite: str, protocol: str, results: Sequence[Mapping[str, Any]]) -> B
         for cell in row.get("metrics", {}).values()
         if cell["status"].endswith("absent")
     )
+    notes += _without_value(shown)
     rows = sorted(shown, key=_order)
     return Board(suite, results[0]["modality"], protocol, _columns(rows), tuple(rows), tuple(notes))
+
+
+def _without_value(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return why columns that the suite's board asks for are not shown: none of its rows has a value, and one should."""
+    wanted = dict.fromkeys(column for row in rows for column in row.get("board", ()))
+    found: dict[str, list[str]] = {}
+    for column in wanted:
+        cells = [row["metrics"][column] for row in rows if row["status"] == "complete" and column in row["metrics"]]
+        reasons = [cell["reason"] for cell in cells if cell["status"] == "undefined"]
+        if reasons and all(cell["value"] is None for cell in cells):
+            found.setdefault(reasons[0], []).append(column)
+    return [f"{', '.join(columns)}: no value on this set: {reason}" for reason, columns in found.items()]
 
 
 def _metric_entries(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -140,7 +155,7 @@ def _metric_entries(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _comparable(row: Mapping[str, Any], entries: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
-    if "metrics" not in row:
+    if "metrics" not in row or row["status"] != "complete":
         return row
     mine = row["protocol"]["metrics"]
     other = sorted(name for name, entry in mine.items() if entry != entries.get(name))
@@ -194,23 +209,42 @@ def declared_boards(declared: Declared, found: Sequence[Entry]) -> list[Board]:
     A suite without results gives a board only if it has published numbers. Results of suites nobody declared come last.
     """
     out: list[Board] = []
+    shown: set[int] = set()
     for spec in declared.boards:
-        published = [
-            _reported(declared.tables[name], row) for name in spec.reported for row in declared.tables[name].rows
-        ]
-        mine = [entry for entry in found if spec.suite and entry.result["suite"] == spec.suite]
+        tables = [declared.tables[name] for name in spec.reported]
+        published = [(table.samples, _reported(table, row)) for table in tables for row in table.rows]
+        mine = [entry for entry in found if _belongs(entry.result, spec, tables)]
         measured = boards(entry.result for entry in mine)
         if not measured and published:
             measured = [Board(spec.name, spec.modality, "", (), ())]
         for board in measured:
             names = {str(row["tokenizer"]["name"]): row for row in board.rows if row["status"] == "complete"}
-            rows = (*board.rows, *(_with_difference(row, names) for row in published))
+            rows = (*board.rows, *(_with_difference(row, names, samples) for samples, row in published))
             valued = {c for row in rows for c, cell in row.get("metrics", {}).items() if cell["value"] is not None}
             columns = tuple(column for column in spec.columns if column in valued)
-            full = replace(board, rows=tuple(_sorted(rows, spec)), columns=columns or board.columns)
+            full = replace(
+                board,
+                rows=tuple(_sorted(rows, spec)),
+                columns=columns or board.columns,
+                notes=(*board.notes, *_other_sizes(names, tables)),
+            )
             out.append(_ranked(full, spec, mine))
+        shown |= {id(entry) for entry in mine}
     known = {spec.suite for spec in declared.boards}
-    return out + ranked_boards([entry for entry in found if entry.result["suite"] not in known])
+    return out + ranked_boards([e for e in found if id(e) not in shown and e.result["suite"] not in known])
+
+
+def _belongs(result: Mapping[str, Any], spec: BoardSpec, tables: Sequence[ReportedTable]) -> bool:
+    """Tell whether a result stands on a declared board: it is of its suite, on the suite's data or on a whole copy of it.
+
+    `run -s imagenet-256-adm -d folder:val` is of the suite `imagenet-256-adm+val`. It is a copy of the data that the
+    published numbers were made with if it has as many files.
+    """
+    suite, _, data = result["suite"].partition("+")
+    if not spec.suite or suite != spec.suite:
+        return False
+    sizes = {table.samples for table in tables} - {None}
+    return not data or result.get("samples", {}).get("files") in sizes
 
 
 def default_spec(board: Board) -> BoardSpec:
@@ -301,10 +335,23 @@ def _reported_cell(column: ReportedColumn, value: ReportedValue) -> dict[str, An
     }  # fmt: skip
 
 
-def _with_difference(row: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Put measured minus published beside each published number whose checkpoint stands on the board too."""
+def _other_sizes(measured: Mapping[str, Mapping[str, Any]], tables: Sequence[ReportedTable]) -> list[str]:
+    """Say which results are of another number of files than the published numbers beside them."""
+    wanted = sorted({table.samples for table in tables if table.samples is not None})
+    found = sorted({row["samples"]["files"] for row in measured.values()} - set(wanted)) if wanted else []
+    have, want = (" and ".join(f"{count:,}" for count in counts) for counts in (found, wanted))
+    return [f"measured on {have} files, published on {want}: not comparable"] if found else []
+
+
+def _with_difference(
+    row: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]], samples: int | None
+) -> Mapping[str, Any]:
+    """Put measured minus published beside each published number whose checkpoint stands on the board too.
+
+    Numbers of different numbers of files are not subtracted: FID alone would be off by more than tokenizers differ.
+    """
     mine = measured.get(row["tokenizer"]["card"])
-    if mine is None:
+    if mine is None or samples not in {None, mine["samples"]["files"]}:
         return row
     cells = {
         column: {**cell, "measured_difference": value - cell["value"]}
@@ -368,7 +415,9 @@ def to_frame(board: Board) -> pd.DataFrame:
             doubtful = [column for column, cell in row.get("metrics", {}).items() if not cell.get("verified", True)]
             record |= {name: row.get(name) for name in ("source", "date", "note")} | {"unverified": " ".join(doubtful)}
         records.append(record)
-    return pd.DataFrame.from_records(records)
+    frame = pd.DataFrame.from_records(records)
+    whole = [name for name in map(str, frame) if name in _WHOLE or (name.endswith("_n") and name[:-2] in board.columns)]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
 def to_csv(found: Sequence[Board]) -> str:
@@ -393,20 +442,71 @@ def to_markdown(found: Sequence[Board]) -> str:
     return "\n".join(parts)
 
 
-def to_table(board: Board) -> Table:
-    """Return a board as a rich table for the terminal."""
+def to_tables(board: Board, width: int | None = None) -> list[Table]:
+    """Return a board as rich tables for the terminal: one, or several where one is wider than `width` characters.
+
+    Each of several has the tokenizers and as many of the columns as fit; rows without any number stand in the first alone.
+    """
+    header = _header(board)
+    rows = [(row, _short_texts(board, row)) for row in board.rows]
+    if any(_failed(row) for row in board.rows):
+        header = [header[0], "failed", *header[1:]]
+        rows = [(row, [str(_failed(row) or ""), *texts]) for row, texts in rows]
+    if width is not None and sum(_costs(header, rows)) + 1 > width:
+        header = [title.replace(" (", "\n(") for title in header]
+        rows = [(row, [text.replace(": ", ":\n", 1) for text in texts]) for row, texts in rows]
+    costs = _costs(header, rows)
+    blocks: list[list[int]] = [[]]
+    for index, cost in enumerate(costs[1:]):
+        used = 1 + costs[0] + sum(costs[1 + other] for other in blocks[-1])
+        if width is not None and blocks[-1] and used + cost > width:
+            blocks.append([])
+        blocks[-1].append(index)
+    return [_block(header, rows, block, first=number == 0) for number, block in enumerate(blocks)]
+
+
+def _block(
+    header: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequence[str]]], block: Sequence[int], *, first: bool
+) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=board.title, title_justify="left", title_style="bold")
-    table.add_column("tokenizer", no_wrap=True)
-    for title in _header(board)[1:]:
-        table.add_column(title, justify="right")
-    for row in board.rows:
+    table = Table()
+    table.add_column(header[0], no_wrap=True)
+    for index in block:
+        table.add_column(header[1 + index], justify="right", overflow="fold")
+    for row, texts in rows:
         absent = row["status"] not in {"complete", "reported"}
-        cells = [Text(text, style="dim" if absent else "") for text in _texts(board, row)]
-        table.add_row(Text(row["tokenizer"]["name"]), *cells)
+        if first or not absent:
+            cells = [Text(texts[index], style="dim" if absent else "") for index in block]
+            table.add_row(Text(row["tokenizer"]["name"]), *cells)
     return table
+
+
+def _short_texts(board: Board, row: Mapping[str, Any]) -> list[str]:
+    """Return a row's cells without the reason of a failure, which is a sentence, and with short sources."""
+    texts = _texts(board, row)
+    if row["status"] == "failed":
+        return ["failed" if text.startswith("failed: ") else text for text in texts]
+    if _failed(row):  # said once a row, in a column of its own
+        texts = [text.removesuffix(f" ({_failed(row)} missing)") for text in texts]
+    return [text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…" for text in texts]
+
+
+def _failed(row: Mapping[str, Any]) -> int:
+    return int(row.get("samples", {}).get("failed", 0))
+
+
+def _costs(header: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) -> list[int]:
+    """Return how many characters each column takes with its padding and border."""
+    from rich.cells import cell_len
+
+    names = [str(row["tokenizer"]["name"]) for row, _ in rows]
+    columns = [names, *(list(column) for column in zip(*(texts for _, texts in rows), strict=True))]
+    return [
+        3 + max(cell_len(line) for text in (title, *column) for line in text.split("\n"))
+        for title, column in zip(header, columns, strict=True)
+    ]
 
 
 def _header(board: Board) -> list[str]:
@@ -442,8 +542,13 @@ def _texts(board: Board, row: Mapping[str, Any]) -> list[str]:
     timing = row["timing"]
     for name in _TIMES[:2]:
         seconds = timing[name]
-        texts.append(f"{1 / seconds:.3g}" if seconds else "–")
+        texts.append(_speed(1 / seconds) if seconds else "–")
     return texts
+
+
+def _speed(rate: float) -> str:
+    """Return three digits of a rate, never as a power of ten."""
+    return f"{rate:.3g}" if rate < 100 else f"{float(f'{rate:.3g}'):,.0f}"
 
 
 def _cell_text(cell: Mapping[str, Any] | None) -> str:

@@ -158,6 +158,15 @@ def notices(runs: Sequence[Run]) -> list[str]:
     return list(found)
 
 
+def metrics_without_weights(runs: Sequence[Run]) -> list[str]:
+    """Return the metrics whose settings say that a weight file is not on this machine, as metrics spell it: `absent`."""
+
+    def holds(value: object) -> bool:
+        return any(map(holds, value.values())) if isinstance(value, Mapping) else value == "absent"
+
+    return sorted({name for run in runs for name, settings in run.protocol.metrics.items() if holds(settings)})
+
+
 def describe(run: Run) -> dict[str, Any]:
     """Return a run as `plan --json` prints it."""
     return {

@@ -68,6 +68,10 @@ def reconstruct(tokenizer: Tokenizer, items: list[Item], protocol: EvalProtocol,
     x = codec.feed(reference)
     with codec.seeded([item.key for item in items]):
         code, encode_seconds = _timed(lambda: tokenizer.encode(x), engine.device)
+        if not isinstance(code, Code):
+            raise ContractError(
+                f"{tokenizer.spec.name}: encode returned {_kind(code)}, not tokbench.types.Code; see docs/add-a-tokenizer.md"
+            )
         if tokenizer.spec.encode_only:
             # What a metric must not use is not a number, so that one that does use it cannot go unnoticed.
             return Reconstructed(
@@ -99,6 +103,11 @@ def _parts(codec: BatchCodec, items: list[Item], reference: Tensor, raw: Tensor,
         cut = _cut_code(take_code(code, index), fed[index], max(fed))
         found += _samples(own, [item], reference[one, ..., :length], raw[one, ..., :length], cut)
     return found
+
+
+def _kind(value: object) -> str:
+    """Return a type as a message names it; of a library's own output, torch's or diffusers', the class."""
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _cut_code(code: Code, fed: int, longest: int) -> Code:
@@ -174,6 +183,8 @@ class BatchCodec:
         like = torch.empty((rows, *self.shape[1:]), device="meta")
         fed = _at_tokenizer_rate(like, spec, self.rate) if modality == "audio" else like
         padded, un = pad_to_stride(fed, spec.downsample, spec.frames)
+        if not isinstance(decoded, Tensor):
+            raise ContractError(f"{spec.name}: decode returned {_kind(decoded)}, not a tensor")
         decoded = decoded.to(device=self.engine.device, dtype=torch.float32)
         shapes = f"{spec.name}: decode returned {tuple(decoded.shape)} for input {tuple(padded.shape)}"
         length_error = 0

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -16,8 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokbench.catalog import at_point, parse_options, read_catalog
-from tokbench.errors import CardError, ContractError, MissingExtra, UnknownName, UsageError
-from tokbench.spec import Card, TokenizerSpec
+from tokbench.errors import (
+    CardError,
+    ContractError,
+    MissingExtra,
+    TokbenchError,
+    UnknownName,
+    UsageError,
+    install_command,
+)
+from tokbench.spec import Card, MetricSpec, TokenizerSpec
 
 if TYPE_CHECKING:
     from tokbench.types import AdapterFactory, Metric, Tokenizer, Weights
@@ -79,12 +90,21 @@ def expand(patterns: Sequence[str]) -> list[Card]:
         CardError: A wrong option.
         UsageError: Two different tokenizers of one name.
     """
+    return distinct(card for cards in expand_each(patterns).values() for card in cards)
+
+
+def expand_each(patterns: Sequence[str]) -> dict[str, list[Card]]:
+    """Return each pattern's cards, as `expand` does; looking at a user's file may cost reading its checkpoint."""
+    return {pattern: _expand_one(pattern) for pattern in dict.fromkeys(patterns)}
+
+
+def distinct(cards: Iterable[Card]) -> list[Card]:
+    """Return cards without duplicates, in order. Raises UsageError for two different tokenizers of one name."""
     found: dict[str, Card] = {}
-    for pattern in patterns:
-        for card in _expand_one(pattern):
-            other = found.setdefault(card.spec.name, card)
-            if other.identity() != card.identity():
-                raise UsageError(f"{other.target} and {card.target} are both called {card.spec.name!r}; rename one")
+    for card in cards:
+        other = found.setdefault(card.spec.name, card)
+        if other.identity() != card.identity():
+            raise UsageError(f"{other.target} and {card.target} are both called {card.spec.name!r}; rename one")
     return list(found.values())
 
 
@@ -100,6 +120,8 @@ def _expand_one(pattern: str) -> list[Card]:
                 raise UnknownName(f"card of {path.name}", member, known)
             return [at_point(known[member], parse_options(query))]
         return [_file_card(path, member, parse_options(query))]
+    if name.endswith((".py", ".toml")):
+        raise _no_member(name)
     known = dict(catalogs().cards)
     if name in known and not any(sign in query for sign in "*["):
         card = known[name]
@@ -140,17 +162,40 @@ def build_tokenizer(card: Card, weights: Weights) -> Tokenizer:
 
     Raises:
         MissingExtra: The library it needs is not installed; the message carries the command that installs it.
-        ContractError: The object lacks `spec`, `encode` or `decode`.
+        ContractError: The object is no tokenizer, see `as_tokenizer`.
+        UsageError: A class of a user's file raised.
     """
     factory = _import_target(card)
-    if _is_file(card):
-        built: Any = cast(Any, factory)(**card.options)
+    if match := _FILE_REF.fullmatch(card.target):
+        built: Any = _constructed(factory, Path(match["path"]), match["name"], card.options)
     else:
         built = cast("AdapterFactory", factory)(card, weights)
-    missing = [name for name in ("spec", "encode", "decode") if not hasattr(built, name)]
+    tokenizer = as_tokenizer(built, Path(card.target).name)
+    _evaluating(tokenizer)
+    return tokenizer
+
+
+def as_tokenizer(built: Any, name: str) -> Tokenizer:
+    """Return an object as the tokenizer it is.
+
+    Raises:
+        ContractError: The object lacks `spec`, `encode` or `decode`, or is a class.
+    """
+    if isinstance(built, type):
+        raise ContractError(f"{name} is a class; give an object of it: {built.__name__}(...)")
+    missing = [part for part in ("spec", "encode", "decode") if not hasattr(built, part)]
     if missing:
-        raise ContractError(f"{card.target} has no {', '.join(missing)}; a tokenizer has spec, encode and decode")
+        raise ContractError(f"{name} has no {', '.join(missing)}; a tokenizer has spec, encode and decode")
+    if not isinstance(built.spec, TokenizerSpec):
+        raise ContractError(f"the spec of {name} is no tokbench.spec.TokenizerSpec")
     return cast("Tokenizer", built)
+
+
+def _evaluating(built: Any) -> None:
+    """Put a tokenizer that is itself a `torch.nn.Module` in evaluation mode."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(built, torch.nn.Module):
+        built.eval()
 
 
 def metric_names() -> list[str]:
@@ -168,16 +213,29 @@ def build_metric(reference: str) -> Metric:
     name, _, query = reference.partition("?")
     options = {key: _literal(str(value)) for key, value in parse_options(query).items()}
     if match := _FILE_REF.fullmatch(name):
-        factory = _load_file(Path(match["path"]), match["name"])
-    else:
-        points = {point.name: point for point in _points(METRICS)}
-        if name not in points:
-            raise UnknownName("metric", name, points)
-        factory = _guarded(points[name].load, name, None)
+        path, member = Path(match["path"]), match["name"]
+        return _marked(_constructed(_load_file(path, member), path, member, options), path)
+    if name.endswith(".py"):
+        raise _no_member(name)
+    points = {point.name: point for point in _points(METRICS)}
+    if name not in points:
+        raise UnknownName("metric", name, points)
+    factory = _guarded(points[name].load, name, None)
     try:
         return cast("Metric", factory(**options))
     except TypeError as error:
-        raise UsageError(f"metric {reference!r}: {error}") from error
+        known = ", ".join(inspect.signature(factory).parameters) or "none"
+        raise UsageError(f"metric {reference!r}: {error}; its options: {known}") from error
+
+
+def _marked(metric: Any, path: Path) -> Metric:
+    """Put the digest of a metric's file among its settings: an edited file is another metric, whatever its version says."""
+    spec = getattr(metric, "spec", None)
+    if not isinstance(spec, MetricSpec):
+        raise ContractError(f"{path.name}: the metric has no `spec` of type tokbench.spec.MetricSpec")
+    with suppress(AttributeError):  # a computed spec stays as it is
+        object.__setattr__(metric, "spec", replace(spec, protocol={**spec.protocol, "file": _sha256(path)[:16]}))
+    return cast("Metric", metric)
 
 
 @cache
@@ -210,19 +268,19 @@ def _guarded(load: Any, name: str, extra: str | None) -> Any:
     except ModuleNotFoundError as error:
         if extra is None:
             raise UsageError(f"{name} cannot be imported: {error}") from error
-        raise MissingExtra(f"{name} needs {error.name}", f'pip install "tokbench[{extra}]"') from error
+        raise MissingExtra(f"{name} needs {error.name}", install_command(extra)) from error
 
 
 def _file_card(path: Path, member: str, options: Mapping[str, Any]) -> Card:
     target = f"{path.resolve()}:{member}"
     factory = _load_file(path, member)
     values = {key: _literal(str(value)) for key, value in options.items()}
+    # A checkpoint that is overwritten is another tokenizer: its content is part of what the row's key is made of.
+    named = {key: Path(value).expanduser() for key, value in values.items() if isinstance(value, str) and value}
+    files = {key: place for key, place in named.items() if place.exists()}
     spec = getattr(factory, "spec", None)
     if not isinstance(spec, TokenizerSpec):
-        try:
-            spec = getattr(factory(**values), "spec", None)
-        except TypeError as error:
-            raise UsageError(f"{path.name}:{member}: {error}") from error
+        spec = getattr(_constructed(factory, path, member, values), "spec", None)
     if not isinstance(spec, TokenizerSpec):
         raise ContractError(f"{path.name}:{member} has no `spec` of type tokbench.spec.TokenizerSpec")
     if values and "?" not in spec.name:
@@ -234,8 +292,49 @@ def _file_card(path: Path, member: str, options: Mapping[str, Any]) -> Card:
         spec=spec,
         summary=(factory.__doc__ or "").strip().partition("\n")[0],
         options=values,
-        source=f"file:{_sha256(path)}",
+        source=f"file:{_sha256(path)}" + "".join(f"+{key}:{_content(value)}" for key, value in sorted(files.items())),
     )
+
+
+def _content(path: Path) -> str:
+    """Return what tells one content of a file from another: its digest; of a folder, the sizes and times of its files."""
+    if path.is_file():
+        return _sha256(path)[:16]
+    found = [(file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file()]
+    listing = [(name, status.st_size, status.st_mtime_ns) for name, status in found]
+    return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+
+
+def _constructed(factory: Any, path: Path, member: str, options: Mapping[str, Any]) -> Any:
+    """Call a class of a user's file; what it raises is told with the line of that file."""
+    try:
+        return factory(**options)
+    except TokbenchError:
+        raise
+    except Exception as error:
+        if isinstance(error, TypeError) and not _lines_of(path, error):  # the call itself does not fit
+            known = ", ".join(inspect.signature(factory).parameters) or "none"
+            raise UsageError(f"{path.name}:{member}: {error}; its options: {known}") from error
+        raise _told(path, error) from error
+
+
+def _no_member(name: str) -> UsageError:
+    kind = "card" if name.endswith(".toml") else "Class"
+    return UsageError(f"{name}: name the {kind.lower()} in it: {name}:{kind}")
+
+
+def _told(path: Path, error: Exception) -> UsageError:
+    """Return an error of a user's file as one sentence with its line."""
+    lines = [error.lineno] if isinstance(error, SyntaxError) else _lines_of(path, error)
+    where = f", line {lines[-1]}" if lines else ""
+    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
+    return UsageError(f"{path.name}{where}: {type(error).__name__}: {text[:600]}")
+
+
+def _lines_of(path: Path, error: Exception) -> list[int]:
+    """Return the lines of a file that an error went through, the deepest last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame.lineno for frame in frames if Path(frame.filename).name == path.name and frame.lineno is not None]
 
 
 def _load_file(path: Path, member: str) -> Any:
@@ -250,19 +349,30 @@ def _load_file(path: Path, member: str) -> Any:
             raise UsageError(f"{path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
+        # What lies beside the file can be imported by it, as in a script; behind everything installed, which others need.
+        if (folder := str(path.resolve().parent)) not in sys.path:
+            sys.path.append(folder)
         try:
             spec.loader.exec_module(module)
+        except TokbenchError:
+            del sys.modules[name]
+            raise
+        except Exception as error:
+            del sys.modules[name]
+            raise _told(path, error) from error
         except BaseException:
             del sys.modules[name]
             raise
     if not hasattr(module, member):
-        raise UnknownName(f"class of {path.name}", member, [n for n in vars(module) if not n.startswith("_")])
+        here = [n for n, value in vars(module).items() if getattr(value, "__module__", "") == name and callable(value)]
+        raise UnknownName(f"class of {path.name}", member, here)
     return getattr(module, member)
 
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
 

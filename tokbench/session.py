@@ -18,7 +18,7 @@ from tokbench.keeping import keep_samples
 from tokbench.launch import Reporter, launch, machine_share
 from tokbench.plan import Absent, Opened, Run
 from tokbench.provenance import command_line, provenance
-from tokbench.registry import build_metric, expand
+from tokbench.registry import build_metric, distinct, expand, expand_each
 from tokbench.spec import Card, MetricSpec, Suite
 from tokbench.store import Store
 from tokbench.suite import load_suites
@@ -27,6 +27,8 @@ from tokbench.types import Fetching, Metric
 from tokbench.weights import ALL_ROLES, resolve, weights_digest
 
 Rerun = Literal["never", "failed", "all"]
+Asked = Mapping[str, Sequence[Card]]
+"""Pattern -> its cards."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,17 @@ class Request:
     fail_fast: bool = False
     keep_samples: Wanted = NOTHING
 
+    def __post_init__(self) -> None:
+        """Take one name for a sequence of one, a list for a tuple and text for a path, as notebooks write them."""
+        for name in ("suites", "tokenizers", "datasets", "metrics"):
+            value: Any = getattr(self, name)
+            words = (value,) if isinstance(value, str | os.PathLike) else tuple(value)
+            if wrong := [word for word in words if not isinstance(word, str | os.PathLike)]:
+                also = "; an object is scored by tokbench.evaluate_tokenizer" if name == "tokenizers" else ""
+                raise UsageError(f"{name}: {wrong[0]!r} is no name{also}")
+            object.__setattr__(self, name, tuple(os.fspath(word) for word in words))
+        object.__setattr__(self, "output", Path(self.output))
+
 
 @dataclass(frozen=True)
 class Report:
@@ -76,14 +89,17 @@ class Silent:
         """Ignore."""
 
 
-def plan_runs(request: Request) -> list[Run]:
+def plan_runs(request: Request, asked: Asked | None = None) -> list[Run]:
     """Open the suites' data, resolve cards and weights, and return every run of the request, absent ones included.
+
+    `asked` is `expand_each(request.tokenizers)`, where the caller has it.
 
     Raises:
         UsageError: A name, option or combination that does not exist.
     """
     runs: list[Run] = []
-    chosen = expand(request.tokenizers)
+    asked = expand_each(request.tokenizers) if asked is None else asked
+    chosen = distinct(card for cards in asked.values() for card in cards)
     for suite in _suites(request):
         cards = _for_suite(suite, chosen)
         if not cards:
@@ -104,9 +120,26 @@ def plan_runs(request: Request) -> list[Run]:
                 )
             )
     if not runs:
-        names = ", ".join(card.spec.name for card in chosen) or "no tokenizer"
-        raise UsageError(f"nothing to run: {names} fits none of the suites {', '.join(request.suites)}")
+        reasons = "; ".join(left_out(request, asked)) or f"no tokenizer fits the suites {', '.join(request.suites)}"
+        raise UsageError(f"nothing to run: {reasons}")
     return runs
+
+
+def left_out(request: Request, asked: Asked) -> list[str]:
+    """Return which tokenizers and metrics of a request none of its suites can take, and why: they are not run."""
+    suites = load_suites(request.suites)
+    there = list(dict.fromkeys(suite.modality for suite in suites))
+    are = f"the suites of this run are for {', '.join(there)}"
+    found = []
+    for pattern, cards in asked.items():
+        mine = list(dict.fromkeys(card.spec.modality for card in cards))
+        if not set(mine) & set(there):
+            found.append(f"{pattern} is left out: it is for {', '.join(mine)}, {are}")
+    for name in request.metrics:
+        modalities = build_metric(name).spec.modalities
+        if not set(modalities) & set(there):
+            found.append(f"metric {name} is left out: it is for {', '.join(modalities)}, {are}")
+    return found
 
 
 def run(request: Request, reporter: Reporter | None = None) -> Report:
@@ -114,11 +147,13 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
 
     Finished shards are never done again unless `rerun` is `all`; with `never`, a run whose last try failed is left alone.
     """
-    from tokbench.device import choose_device, pin_numerics
+    from tokbench.device import check_dtype, choose_device, pin_numerics
 
+    check_dtype(request.dtype)
     device = choose_device(request.device)
     pin_numerics()
-    runs = plan_runs(request)
+    asked = expand_each(request.tokenizers)
+    runs = plan_runs(request, asked)
     store = Store(request.output)
     store.create()
     for item in runs:
@@ -136,6 +171,7 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
         keep=request.keep_samples,
     )
     index, count = machine_share(request.shard, os.environ)
+    before = sum(item.absent is None and not store.missing(item) for item in runs)
     todo = [job for job in plan.jobs(runs, index, count) if _wanted(store, job, request.rerun)]
     finished = launch([work_of(job) for job in todo], settings, reporter or Silent(), request.workers)
     failed = [(item.work.run, item.outcome) for item in finished if item.outcome.status == "failed"]
@@ -144,7 +180,9 @@ def run(request: Request, reporter: Reporter | None = None) -> Report:
     results, pending = collect(store, runs, provenance(device, settings.argv))
     broken = sum(_counts(outcome) for _, outcome in failed) + sum(r["status"] == "failed" for r in results)
     kept = keep_samples(store, runs, settings) if request.keep_samples else []
-    return Report(tuple(results), broken, pending, (*plan.notices(runs), *kept))
+    again = [f"{before} of {len(runs)} run(s) were finished before and stand as they are; --rerun all does them again"]
+    said = (*left_out(request, asked), *plan.notices(runs), *(again if before else ()), *kept)
+    return Report(tuple(results), broken, pending, said)
 
 
 def collect(store: Store, runs: Sequence[Run], about: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -173,14 +211,23 @@ def collect(store: Store, runs: Sequence[Run], about: Mapping[str, Any]) -> tupl
 
 def _suites(request: Request) -> list[Suite]:
     suites = load_suites(request.suites)
+    if request.datasets and len(suites) != 1:
+        raise UsageError(
+            f"--dataset takes the protocol of one suite, not of {', '.join(suite.name for suite in suites)}: "
+            "name it with --suite, e.g. -s image-sample"
+        )
     if request.metrics:
         suites = [_with_metrics(suite, request.metrics) for suite in suites]
         suites = [suite for suite in suites if suite.metrics]
-    if not request.datasets:
+    if not request.datasets or not suites:
         return suites
-    if len(suites) != 1:
-        raise UsageError("--dataset takes the protocol of one suite: name it with --suite, e.g. -s image-sample")
-    return [replace(suites[0], name=f"{suites[0].name}+{_label(uri)}", dataset=uri) for uri in request.datasets]
+    suite = suites[0]
+    # How many files a built-in sample has says nothing about other data; of a published set it tells a copy that lacks some.
+    expected = None if suite.dataset.startswith("sample:") else suite.expected_samples
+    return [
+        replace(suite, name=f"{suite.name}+{_label(uri)}", dataset=uri, expected_samples=expected)
+        for uri in request.datasets
+    ]
 
 
 def _with_metrics(suite: Suite, names: Sequence[str]) -> Suite:
@@ -190,7 +237,8 @@ def _with_metrics(suite: Suite, names: Sequence[str]) -> Suite:
 
 
 def _label(uri: str) -> str:
-    return uri.rstrip("/").rpartition("/")[2].rpartition(":")[2] or "data"
+    name = uri.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    return Path(name).resolve().name if name in {".", ".."} else name or "data"
 
 
 def _for_suite(suite: Suite, chosen: Sequence[Card]) -> list[Card]:
@@ -235,7 +283,10 @@ def find_weights(card: Card, offline: bool) -> tuple[dict[str, str], str, Absent
     try:
         found = resolve(card.weights, owner=card.name, offline=offline, overrides=overrides)
     except NotAvailable as error:
-        return {}, "", plan.absent(error)
+        gap = plan.absent(error)
+        if any(not (file.hub or file.url or file.package) for file in card.weights):
+            gap = replace(gap, fix=f"{gap.fix}; `tokbench show {card.name}` says where its authors publish it")
+        return {}, "", gap
     return {role: str(path) for role, path in found.items()}, weights_digest(found), None
 
 

@@ -272,7 +272,7 @@ class MetricSpec:
 
 # ---------------------------------------------------------------------------------------- protocols and suites
 
-ResizePreset = Literal["adm", "pil-bicubic", "pil-bilinear", "pil-lanczos", "tokbench-pad", "native"]
+ResizePreset = Literal["adm", "pil-bicubic", "pil-bilinear", "pil-lanczos", "lanczos-cover", "tokbench-pad", "native"]
 Rounding = Literal["round", "truncate", "none"]
 
 
@@ -360,6 +360,13 @@ class Suite:
 
 
 def prepare_for(modality: Modality, table: Mapping[str, Any]) -> ImagePrepare | VideoPrepare | AudioPrepare:
-    """Build the prepare step of `modality` from a TOML or JSON table. Raises TypeError on an unknown key."""
+    """Build the prepare step of `modality` from a TOML or JSON table. Raises TypeError on an unknown key.
+
+    TOML has no word for None: the preset `native` leaves `size` out, and `sample_rate = "native"` is the rate as stored.
+    """
+    if table.get("preset") == "native":
+        table = {"size": None, **table}
+    if table.get("sample_rate") == "native":
+        table = {**table, "sample_rate": None}
     kind = {"image": ImagePrepare, "video": VideoPrepare, "audio": AudioPrepare}[modality]
     return cast("ImagePrepare | VideoPrepare | AudioPrepare", kind(**table))

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tokbench.errors import CardError, UnknownName
-from tokbench.spec import Suite, prepare_for
+from tokbench.spec import Modality, ResizePreset, Rounding, Suite, prepare_for
 
 _HOME = Path(__file__).parent / "suites"
 
@@ -67,17 +67,46 @@ def _read(path: Path) -> list[Suite]:
     missing = [key for key in ("name", "modality", "dataset", "prepare", "metrics") if key not in table]
     if missing:
         raise CardError(f"{path.name}: needs {', '.join(missing)}")
+    _check_values(path.name, table)
     try:
         prepare = prepare_for(table["modality"], table["prepare"])
-    except (TypeError, KeyError) as error:
-        raise CardError(f"{path.name}: [prepare]: {error}") from error
+    except TypeError as error:
+        raise CardError(f"{path.name}: [prepare]: {str(error).partition('() ')[2] or error}") from error
     listed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     listed["prepare"] = prepare
     return [Suite(**listed)]
 
 
+def _check_values(name: str, table: Mapping[str, Any]) -> None:
+    """Raise CardError for a value no run could use, before any file is read."""
+    prepare = table["prepare"]
+    if not isinstance(prepare, Mapping):
+        raise CardError(f"{name}: prepare is a table: [prepare]")
+    chosen = {
+        "modality": (table["modality"], get_args(Modality)),
+        "rounding": (table.get("rounding", "round"), get_args(Rounding)),
+        "[prepare] preset": (prepare.get("preset", "adm"), get_args(ResizePreset)),
+        "[prepare] channels": (prepare.get("channels", "mono"), ("mono", "native")),
+    }
+    for key, (value, choices) in chosen.items():
+        if value not in choices:
+            raise CardError(f"{name}: {key} = {value!r}; choose {', '.join(choices)}")
+    for key in ("size", "frames", "fps", "clips", "sample_rate", "seconds"):
+        value = prepare.get(key, 1)
+        if key == "sample_rate" and value == "native":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise CardError(f"{name}: [prepare] {key} = {value!r}; give a positive number")
+    for key in ("metrics", "tokenizers", "board"):
+        value = table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            raise CardError(f"{name}: {key} = {value!r}; give a list of names")
+
+
 def _table(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise CardError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CardError(f"{path}: {error}") from error

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_path
 
-from tokbench.errors import MissingExtra, NotAvailable, TokbenchError, UsageError, WeightsAbsent
+from tokbench.errors import MissingExtra, NotAvailable, TokbenchError, UsageError, WeightsAbsent, install_command
 from tokbench.spec import WeightFile, digest
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ ALL_ROLES = "*"
 """The key of `overrides` that holds for every role, as `name?weights=/path` means it."""
 
 _NO_OVERRIDES: Mapping[str, Path] = MappingProxyType({})
+NOWHERE = "no place: TOKBENCH_WEIGHTS is not set"
+OFFLINE = "offline"
+ONLINE = "run again without --offline and HF_HUB_OFFLINE"
+"""What is said of a file that may not be downloaded now, and what to do."""
+
 _TIMEOUT = 10.0
 _PROBE = 5.0
 _CHUNK = 1 << 20
@@ -106,7 +111,7 @@ def resolve(
     if absent:
         parts = [f"{_origin(gap.file)} ({cause})" for gap, cause in absent]
         places = list(dict.fromkeys(place for gap, _ in absent for place in gap.looked_in))
-        message = f"{owner} needs {', '.join(parts)}; looked in {', '.join(places) or 'no place'}"
+        message = f"{owner} needs {', '.join(parts)}; looked in {', '.join(places) or NOWHERE}"
         raise WeightsAbsent(message, "\n".join(dict.fromkeys(gap.fix for gap, _ in absent)))
     return found
 
@@ -210,11 +215,12 @@ def _in_hub_cache(file: WeightFile) -> Path | None:
 def _origin(file: WeightFile) -> str:
     if file.hub:
         return f"{file.file} of {file.hub}" + (f" at {file.revision}" if file.revision else "")
-    return f"{file.file} of {file.package or file.url or 'unknown origin'}"
+    origin = file.package or file.url
+    return f"{file.file} of {origin}" if origin else file.file
 
 
 def _fix(file: WeightFile, owner: str, offline: bool) -> str:
-    steps = ["run again without --offline and HF_HUB_OFFLINE"] if offline and (file.hub or file.url) else []
+    steps = [ONLINE] if offline and (file.hub or file.url) else []
     if file.hub:
         at = f" --revision {file.revision}" if file.revision else ""
         steps += [
@@ -235,9 +241,9 @@ def _fix(file: WeightFile, owner: str, offline: bool) -> str:
 
 def _download(file: WeightFile, offline: bool, cache: Path | None) -> tuple[Path | None, str]:
     if not (file.hub or file.url):
-        return None, "not a downloadable file"
+        return None, "no hub carries it"
     if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        return None, "offline"
+        return None, OFFLINE
     try:
         return (_from_hub(file) if file.hub else _from_url(file, cache)), ""
     except TokbenchError:
@@ -252,9 +258,8 @@ def _from_hub(file: WeightFile) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"downloading {_origin(file)} needs huggingface_hub", 'pip install "tokbench[hf]"'
-        ) from error
+        needed = f"downloading {_origin(file)} needs huggingface_hub"
+        raise MissingExtra(needed, install_command("hf")) from error
     _probe(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     path: str = hf_hub_download(
         str(file.hub), file.file, revision=file.revision, cache_dir=_hub_cache(), etag_timeout=_TIMEOUT

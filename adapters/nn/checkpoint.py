@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokbench.errors import MissingExtra, UsageError
+from tokbench.errors import MissingExtra, UsageError, install_command
 from tokbench.spec import Card
 from tokbench.types import Weights
 from tokbench.undrawn import Undrawn
@@ -99,7 +99,7 @@ def library(name: str, members: Sequence[str], owner: str, extra: str) -> tuple[
     Raises:
         MissingExtra: It is not installed, too old, or cannot be imported beside the other packages of this environment.
     """
-    fix = f'pip install "tokbench[{extra}]"'
+    fix = install_command(extra)
     try:
         with warnings.catch_warnings():  # what a library deprecates of its own is no news to who runs it here
             warnings.simplefilter("ignore")

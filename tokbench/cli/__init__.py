@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
 
 from tokbench import __version__
 from tokbench.cli import check, compare, convert, leaderboard, listing, plan, run, show, submit
-from tokbench.errors import NotAvailable, TokbenchError
+from tokbench.errors import ContractError, NotAvailable, StoreError, TokbenchError, UsageError
+
+_PLACES = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG
+}  # fmt: skip
 
 app = typer.Typer(
     name="tokbench",
@@ -42,7 +47,7 @@ def _root(
 
 
 def main() -> None:
-    """Run the CLI. Exit codes: 0 done, 1 something failed, 2 wrong use or something absent, 130 interrupted."""
+    """Run the CLI. Exit codes: 0 done, 1 something failed, 2 wrong use or nothing can run, 130 interrupted."""
     try:
         app()
     except NotAvailable as error:
@@ -50,6 +55,11 @@ def main() -> None:
         sys.exit(2)
     except TokbenchError as error:
         typer.echo(f"tokbench: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError | StoreError | ContractError) else 1)
+    except OSError as error:
+        if error.errno not in _PLACES or error.filename is None:
+            raise
+        typer.echo(f"tokbench: {error.filename}: {(error.strerror or str(error)).lower()}", err=True)
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:  # typer's own answer to Ctrl-C

@@ -26,7 +26,7 @@ def check(
     from pathlib import Path
 
     from tokbench import contract
-    from tokbench.device import choose_device, pin_numerics
+    from tokbench.device import choose_device, move, pin_numerics
     from tokbench.errors import NotAvailable
     from tokbench.reconstruct import Engine
     from tokbench.registry import build_tokenizer, expand
@@ -49,8 +49,7 @@ def check(
             typer.echo(f"{name}: {error.state}: {error.message}\n  fix: {error.fix}", err=True)
             absent = True
             continue
-        if hasattr(tokenizer, "to"):
-            tokenizer.to(engine.device, engine.dtype)
+        move(tokenizer, engine.device, engine.dtype)
         checks = contract.check(tokenizer, engine, trained=not untrained)
         failed |= not contract.passed(checks)
         reports[name] = [asdict(item) for item in checks]

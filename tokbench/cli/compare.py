@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,10 @@ from tokbench.cli import options
 from tokbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tokbench.gate import Gate
-    from tokbench.verdicts import Comparison
+    from tokbench.verdicts import Comparison, PairReport
 
 
 def compare(
@@ -84,29 +87,56 @@ def to_json(found: Comparison) -> dict[str, object]:
 
 
 def _print(found: Comparison) -> None:
-    from rich.console import Console
+    from rich.text import Text
+
+    from tokbench.cli.tables import print_tables, terminal_width
+    from tokbench.wording import remarks, title
+
+    for pair in found.pairs:
+        print_tables([Text(f"{title(pair)}: {pair.verdict}", style="bold"), *_tables(pair, terminal_width())])
+        lines = [Text(f"  {line}", style=style) for style, line in [*_notes(pair), *remarks(pair)]]
+        lines += [Text(f"  {r.column} lost most on {r.key}: {r.base:.6g} -> {r.candidate:.6g}") for r in pair.regressed]
+        print_tables(lines)
+    for note in found.notes:
+        typer.echo(note, err=True)
+
+
+def _tables(pair: PairReport, width: int | None) -> list[Table]:
+    """Return a line a column as one table, or as two that a narrow terminal holds: what is found, and how sure that is."""
+    from tokbench.cli.tables import natural_width
+    from tokbench.wording import HEADER, cells
+
+    if not pair.columns:
+        return []
+    rows = [[*cells(column)[:-1], cells(replace(column, note=""))[-1]] for column in pair.columns]
+    styles = {"worse": "red", "lost": "red", "better": "green", "unclear": "yellow"}
+    shown = [styles.get(column.verdict, "") if column.judged else "dim" for column in pair.columns]
+    everything = list(range(len(HEADER)))
+    whole = _table(rows, shown, everything)
+    if width is None or natural_width(whole) <= width:
+        return [whole]
+    found, sure = [0, 1, 2, 3, 7], [0, 4, 5, 6]
+    return [_table(rows, shown, found), _table(rows, shown, sure)]
+
+
+def _table(rows: Sequence[Sequence[str]], styles: Sequence[str], columns: Sequence[int]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from tokbench.wording import HEADER, cells, remarks, title
+    from tokbench.wording import HEADER
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    styles = {"worse": "red", "lost": "red", "better": "green", "unclear": "yellow"}
-    for pair in found.pairs:
-        console.print(Text(f"{title(pair)}: {pair.verdict}", style="bold"))
-        if pair.columns:
-            table = Table()
-            for index, heading in enumerate(HEADER):
-                table.add_column(heading, justify="left" if index in {0, len(HEADER) - 1} else "right")
-            for column in pair.columns:
-                style = styles.get(column.verdict, "") if column.judged else "dim"
-                table.add_row(*(Text(text, style=style) for text in cells(column)))
-            console.print(table)
-        for style, line in remarks(pair):
-            console.print(Text(f"  {line}", style=style))
-        for row in pair.regressed:
-            console.print(Text(f"  {row.column} lost most on {row.key}: {row.base:.6g} -> {row.candidate:.6g}"))
-    for note in found.notes:
-        typer.echo(note, err=True)
+    table = Table()
+    for index in columns:
+        table.add_column(HEADER[index], justify="left" if index in {0, len(HEADER) - 1} else "right", overflow="fold")
+    for row, style in zip(rows, styles, strict=True):
+        table.add_row(*(Text(row[index], style=style) for index in columns))
+    return table
+
+
+def _notes(pair: PairReport) -> list[tuple[str, str]]:
+    """Return what is said of single columns, each sentence once with the columns it is said of."""
+    said: dict[str, list[str]] = {}
+    for column in pair.columns:
+        if column.note:
+            said.setdefault(column.note, []).append(column.column)
+    return [("dim", f"{', '.join(columns)}: {note}") for note, columns in said.items()]

@@ -19,9 +19,11 @@ def convert(
     yes: Annotated[bool, typer.Option("--yes", help="Run the file's code without asking.")] = False,
 ) -> None:
     """Convert a checkpoint to safetensors. Reading it runs whatever code is in it, with your rights: trusted files only."""
+    from tokbench.convert import check_places
     from tokbench.convert import convert as convert_file
 
     place = target or source.with_suffix(".safetensors")
+    check_places(source, place)
     if not yes:
         warning = f"Reading {source.name} runs the code inside it, in a process of its own but with your rights. Go on?"
         typer.confirm(warning, abort=True)

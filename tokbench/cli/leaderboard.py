@@ -49,6 +49,11 @@ def leaderboard(
         if not store.is_dir():
             raise StoreError(f"{store}: no such result store; run `tokbench run -o {store}` first")
     found, results = collect(stores, declared, suite or [])
+    if not found:
+        here = ", ".join(map(str, [*stores, *([declared] if declared else [])]))
+        what = f"no result of suite {', '.join(suite)}" if suite else "no result"
+        held = sorted({entry.suite for entry in collect(stores, declared, [])[0]}) if suite else []
+        raise StoreError(f"{here}: {what}" + (f"; it holds {', '.join(held)}" if held else ""))
     place = to or declared or stores[0]
     files = {"leaderboard.csv": to_csv(found), "leaderboard.md": to_markdown(found)}
     if html or serve:
@@ -60,7 +65,9 @@ def leaderboard(
     if as_json:
         typer.echo(json.dumps(results, indent=1, sort_keys=True, ensure_ascii=False))
     else:
-        _print([board for board in found if board.protocol])
+        from tokbench.cli.run import print_boards
+
+        print_boards(board for board in found if board.protocol)
     typer.echo(f"wrote {', '.join(str(place / name) for name in files)}", err=True)
     if serve:
         _serve(place / "leaderboard.html", port)
@@ -81,20 +88,6 @@ def collect(stores: list[Path], declared: Path | None, suites: list[str]) -> tup
     if suites:
         boards = [board for board in boards if any(fnmatchcase(board.suite, glob) for glob in suites)]
     return boards, [dict(entry.result) for entry in found]
-
-
-def _print(found: list[Board]) -> None:
-    from rich.console import Console
-
-    from tokbench.leaderboard import to_table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)
-    for board in found:
-        console.print(to_table(board))
-        for note in board.notes:
-            typer.echo(f"  {note}", err=True)
 
 
 def _serve(path: Path, port: int) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from tokbench.cli import options
+
+# What a narrow terminal can do without, the first to go first.
+_LESS = {
+    "tokenizers": ("status", "licence", "kind", "geometry"),
+    "suites": ("dataset", "modality"),
+    "metrics": ("columns", "modalities"),
+}
 
 
 class Kind(StrEnum):
@@ -19,24 +27,53 @@ class Kind(StrEnum):
     metrics = "metrics"
 
 
+class Modality(StrEnum):
+    """What tokenizers, suites and metrics are for."""
+
+    image = "image"
+    video = "video"
+    audio = "audio"
+
+
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.tokenizers,
     pattern: Annotated[str, typer.Argument(help="Glob on the name.")] = "*",
     everything: Annotated[bool, typer.Option("--all", help="Also planned and unreleased tokenizers.")] = False,
     as_json: options.Json = False,
+    modality: Annotated[Modality | None, typer.Option("--modality", help="Only what is for it.")] = None,
 ) -> None:
     """List what is registered. Tokenizers and suites come from cards and suite files alone: no model library is imported."""
     rows = {Kind.tokenizers: _tokenizers, Kind.suites: _suites, Kind.metrics: _metrics}[kind](everything)
     from fnmatch import fnmatchcase
 
+    if modality is not None:
+        wanted = {str(modality), "all"}
+        rows = [row for row in rows if wanted & set(str(row.get("modality") or row["modalities"]).split(","))]
+    names = [row["name"] for row in rows]
     rows = [row for row in rows if fnmatchcase(row["name"], pattern)]
+    if not rows and pattern != "*":
+        _nothing(kind, pattern, names, everything)
     if as_json:
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    widths = [max((len(str(row[key])) for row in rows), default=0) for key in (rows[0] if rows else {})]
-    for row in rows:
-        cells = [str(value).ljust(width) for value, width in zip(row.values(), widths, strict=True)]
-        typer.echo("  ".join(cells).rstrip())
+    from tokbench.cli.tables import print_list
+
+    print_list(rows, _LESS[kind])
+
+
+def _nothing(kind: Kind, pattern: str, names: Sequence[str], everything: bool) -> NoReturn:
+    """Say that no name fits, and what is near, or where it is."""
+    from fnmatch import fnmatchcase
+
+    from tokbench.errors import UsageError, nearest
+
+    if kind is Kind.tokenizers and not everything:
+        hidden = [row["name"] for row in _tokenizers(everything=True) if fnmatchcase(row["name"], pattern)]
+        if hidden:
+            raise UsageError(f"{pattern}: planned or unreleased ({', '.join(hidden[:5])}); add --all")
+    near = nearest(pattern, names)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f". See `tokbench list {kind}`."
+    raise UsageError(f"no {kind.removesuffix('s')} fits {pattern!r}{hint}")
 
 
 def _tokenizers(everything: bool) -> list[dict[str, Any]]:
@@ -96,7 +133,7 @@ def _metrics(everything: bool) -> list[dict[str, Any]]:
 
 
 def geometry(spec: Any) -> str:
-    """Return stride and codebooks in a few characters: `f8x8 1000`, `320 8x1024`, `f8x8 4ch`."""
+    """Return stride, rate and codebooks in a few characters: `/8x8 1000`, `/320 16kHz 8x1024`, `/8x8 4ch`."""
     parts = []
     if spec.downsample:
         parts.append("/" + "x".join(str(stride) for stride in spec.downsample))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokbench.errors import UsageError
+from tokbench.errors import UsageError, nearest
 
 
 def _config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -19,11 +19,22 @@ def _config(ctx: typer.Context, path: Path | None) -> Path | None:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"--config {path}: {error}") from error
-    known = {param.name for param in ctx.command.params if param.name}
-    for key in table:
-        if key.replace("-", "_") not in known:
-            raise UsageError(f"--config {path}: unknown key {key!r}; it has the options of `tokbench {ctx.info_name}`")
-    ctx.default_map = {**(ctx.default_map or {}), **{key.replace("-", "_"): value for key, value in table.items()}}
+    mine = {param.name: param for param in ctx.command.params if param.name}
+    # One file serves `run` and `plan`: what only the other one knows is skipped.
+    siblings = getattr(ctx.parent.command, "commands", {}) if ctx.parent else {}
+    known = {param.name for name in ("run", "plan") if name in siblings for param in siblings[name].params} | set(mine)
+    defaults: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known or name in {"config", "help"}:
+            near = nearest(key, [str(other).replace("_", "-") for other in mine])
+            hint = f"did you mean {near[0]}?" if near else f"it has the options of `tokbench {ctx.info_name}`"
+            raise UsageError(f"--config {path}: unknown key {key!r}; {hint}")
+        if name in mine:
+            defaults[name] = (
+                [value] if getattr(mine[name], "multiple", False) and not isinstance(value, list) else value
+            )
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
 
 

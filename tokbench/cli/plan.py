@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import typer
@@ -31,35 +32,51 @@ def plan(
         dtype=dtype, batch_size="auto", seed=seed, workers=0, decode_workers="auto", shard=None, shard_size=shard_size,
         rerun="failed", offline=True, fail_fast=False,
     )  # fmt: skip
-    from tokbench.plan import describe, notices
-    from tokbench.session import plan_runs
+    from tokbench.plan import describe, metrics_without_weights, notices
+    from tokbench.registry import expand_each
+    from tokbench.session import left_out, plan_runs
     from tokbench.store import Store
+    from tokbench.weights import OFFLINE, ONLINE
 
     store = Store(output)
     rows = []
-    runs = plan_runs(request)
+    asked = expand_each(request.tokenizers)
+    runs = plan_runs(request, asked)
     for run in runs:
         about = describe(run)
         about["shards_done"] = about["shards"] - len(store.missing(run))
         if about["state"] == "ready" and about["shards_done"] == about["shards"]:
             about["state"] = "done"
         rows.append(about)
+    if not os.environ.get("HF_HUB_OFFLINE"):
+        # Planning downloads nothing; a run will.
+        for about in rows:
+            about["reason"] = about["reason"].replace(f" ({OFFLINE})", "")
+            about["fix"] = about["fix"].replace(ONLINE, "`tokbench run` downloads it")
     if as_json:
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from tokbench.cli.tables import print_list
 
-    table = Table("suite", "tokenizer", "files", "shards", "state", "key")
-    for about in rows:
-        shards = f"{about['shards_done']}/{about['shards']}"
-        state = about["state"] if not about["reason"] else f"{about['state']}: {about['reason']}"
-        cells = (about["suite"], about["tokenizer"], str(about["samples"]), shards, state, about["key"][:12])
-        table.add_row(*(Text(cell) for cell in cells))
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
-    for notice in notices(runs):
+    lines = [
+        {
+            "tokenizer": about["tokenizer"],
+            "suite": about["suite"],
+            "files": about["samples"],
+            "shards": f"{about['shards_done']}/{about['shards']}",
+            "key": about["key"][:12],
+            "state": about["state"],
+        }
+        for about in rows
+    ]
+    print_list(lines, ("key", "shards", "files"))
+    for notice in [*left_out(request, asked), *notices(runs)]:
         typer.echo(notice, err=True)
-    for fix in dict.fromkeys(about["fix"] for about in rows if about["fix"]):
-        typer.echo(f"fix: {fix}", err=True)
+    if without := metrics_without_weights(runs):
+        typer.echo(
+            f"weights absent of metrics: {', '.join(without)}; a run fetches them, or says where they go", err=True
+        )
+    for reason, fix in dict.fromkeys((about["reason"], about["fix"]) for about in rows if about["reason"]):
+        typer.echo(reason, err=True)
+        if fix:
+            typer.echo(f"  fix: {fix}", err=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,7 +14,11 @@ from tokbench.cli import options
 from tokbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from tokbench.leaderboard import Board
     from tokbench.session import Request
+
+
+_FAILURES = 5  # failed samples that are named below a board
 
 
 def run(
@@ -37,7 +43,10 @@ def run(
     as_json: options.Json = False,
     config: options.Config = None,
 ) -> None:
-    """Score tokenizers on suites; with no arguments, a few minutes of everything. Run again to resume."""
+    """Score tokenizers on suites; with no arguments, a few minutes of everything. Run again to resume.
+
+    Exit code 0: done, also where something is absent, which the table says; 1: a tokenizer failed; 2: wrong use.
+    """
     del config
     request = make_request(
         tokenizer=tokenizer, suite=suite, dataset=dataset, metric=metric, output=output, limit=limit, device=device,
@@ -52,7 +61,9 @@ def run(
     if as_json:
         typer.echo(json.dumps(list(report.results), indent=1, sort_keys=True, ensure_ascii=False))
     else:
-        print_boards(report.results)
+        from tokbench.leaderboard import boards
+
+        print_boards(boards(report.results))
         for result in report.results:
             if result["status"] == "not run":
                 name, state, fix = result["tokenizer"]["name"], result["state"], result["fix"]
@@ -64,7 +75,10 @@ def run(
                 f"{report.pending} run(s) wait for shards of other machines; `tokbench run` merges them at the end",
                 err=True,
             )
-        typer.echo(f"results are in {output}; `tokbench leaderboard -o {output}` writes CSV and Markdown", err=True)
+        where = shlex.quote(str(output))
+        typer.echo(
+            f"results are in {where}; `tokbench leaderboard -o {where} --html` writes CSV, Markdown, HTML", err=True
+        )
     if report.failed:
         raise typer.Exit(1)
 
@@ -126,16 +140,32 @@ def make_request(
     )
 
 
-def print_boards(results: object) -> None:
-    """Print results as tables to stdout, wide enough for every column when it is not a terminal."""
-    from rich.console import Console
+def print_boards(found: Iterable[Board]) -> None:
+    """Print boards as tables to stdout: in the terminal's width, or in one piece each where it is not a terminal."""
+    from rich.text import Text
 
-    from tokbench.leaderboard import boards, to_table
+    from tokbench.cli.tables import print_tables, terminal_width
+    from tokbench.leaderboard import to_tables
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)
-    for board in boards(results):  # type: ignore[arg-type]
-        console.print(to_table(board))
+    for board in found:
+        print_tables([Text(board.title, style="bold"), *to_tables(board, terminal_width())])
+        for line in _failures(board):
+            typer.echo(f"  {line}", err=True)
         for note in board.notes:
             typer.echo(f"  {note}", err=True)
+
+
+def _failures(board: Board) -> list[str]:
+    """Return a line for each of the first samples that failed, with the tokenizers it failed for."""
+    lines = [f"{row['tokenizer']['name']}: failed: {row['reason']}" for row in board.rows if row["status"] == "failed"]
+    done = [row for row in board.rows if row["status"] == "complete"]
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in done:
+        for item in row.get("samples", {}).get("failures", ()):
+            found.setdefault((item["key"], item["reason"]), []).append(str(row["tokenizer"]["name"]))
+    for (key, reason), names in list(found.items())[:_FAILURES]:
+        who = "every tokenizer" if len(names) == len(done) else ", ".join(names)
+        lines.append(f"failed: {key}: {reason} ({who})")
+    if len(found) > _FAILURES:
+        lines.append(f"failed: {len(found) - _FAILURES} more; the results' rows.parquet say which and why")
+    return lines

@@ -23,6 +23,7 @@ def show(
     if card:
         typer.echo(_model_card(name, output), nl=False)
         return
+    from tokbench.errors import UnknownName, UsageError, nearest
     from tokbench.registry import metric_names
     from tokbench.suite import describe, suite_names
 
@@ -31,7 +32,14 @@ def show(
     elif name.partition("?")[0] in metric_names():
         about = _metric(name)
     else:
-        about = _card(name)
+        try:
+            about = _card(name)
+        except UnknownName as error:
+            if error.kind != "tokenizer":
+                raise
+            near = nearest(name, [*error.near, *suite_names(), *metric_names()])
+            hint = f"; did you mean {' or '.join(near)}?" if near else "."
+            raise UsageError(f"no tokenizer, suite or metric is called {name!r}{hint} See `tokbench list`.") from error
     if as_json:
         typer.echo(json.dumps(about, indent=1, ensure_ascii=False))
         return
@@ -56,6 +64,8 @@ def _card(name: str) -> dict[str, Any]:
     card = expand([name])[0]
     about: dict[str, Any] = {key: value for key, value in jsonable(card).items() if value not in (None, "", [], {})}
     about.pop("point_specs", None)
+    if card.spec.modality != "video":
+        about["spec"].pop("frames")
     about["operating_points"] = about.pop("points", [])
     if card.weights:
         absent = {item.file.role for item in missing(card.weights, owner=card.name)}

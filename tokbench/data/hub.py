@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from tokbench.data.hashing import sha256_of_blob
 from tokbench.data.types import Blob
-from tokbench.errors import DataAbsent, DecodeError, MissingExtra, UsageError
+from tokbench.errors import DataAbsent, DecodeError, MissingExtra, UsageError, install_command
 from tokbench.spec import Modality
 
 _ADDRESS = re.compile(
@@ -124,7 +124,7 @@ def _load(name: str, config: str | None, revision: str, split: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtra(f"hf:{name} needs the library datasets", "pip install 'tokbench[hf]'") from error
+        raise MissingExtra(f"hf:{name} needs the library datasets", install_command("hf")) from error
     fix = (
         f"with a network: hf download {name} --repo-type dataset --revision {revision}; "
         "without one, name local files with folder: or wds:"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from tokbench.data.types import Blob, Item, Raw
-from tokbench.errors import DecodeError
+from tokbench.errors import DecodeError, install_command
 from tokbench.spec import ImagePrepare
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _readable(extension: str) -> tuple[str, ...]:
     try:
         import pillow_jxl  # noqa: F401
     except ImportError as error:
-        raise DecodeError("is JPEG XL, which needs an extra: pip install 'tokbench[jxl]'") from error
+        raise DecodeError(f"is JPEG XL, which needs an extra: {install_command('jxl')}") from error
     return ("JXL", *names)
 
 

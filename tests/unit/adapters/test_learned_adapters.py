@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokbench import weights
 from tokbench.catalog import at_point, parse_options, read_catalog
-from tokbench.errors import CardError, MissingExtra, NotApplicable, UsageError
+from tokbench.errors import CardError, MissingExtra, NotApplicable, UsageError, install_command
 from tokbench.registry import build_tokenizer
 from tokbench.spec import Card
 from tokbench.types import Code, Movable, Stream, Tokenizer
@@ -554,7 +554,7 @@ def test_an_absent_library_names_its_extra(
     with pytest.raises(MissingExtra) as caught:
         adapter(name, architecture, {"a": torch.zeros(1)}, tmp_path)
     assert f"{name} needs {extra}" in str(caught.value)
-    assert caught.value.fix == f'pip install "tokbench[{extra}]"'
+    assert caught.value.fix == install_command(extra)
 
 
 @pytest.mark.parametrize("name", ["dac-16khz", "wan2.1-vae"])

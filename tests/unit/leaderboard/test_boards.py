@@ -102,7 +102,7 @@ def test_published_digits_are_those_of_the_source() -> None:
     assert (row.values["rfid_adm"].value, row.values["rfid_adm"].text) == (2.19, "2.19")
     (dc_ae,) = load_declared(ROOT).tables["imagenet-other/dc-ae-512"].rows
     assert {key: value.text for key, value in dc_ae.values.items()} == {
-        "rfid_dc_ae": "0.2168", "psnr": "26.149", "ssim": "0.7105", "lpips": "0.0802"
+        "rfid_dc_ae": "0.2168", "psnr": "26.149", "ssim_reflect": "0.7105", "lpips_alex": "0.0802"
     }  # fmt: skip
 
 
@@ -146,6 +146,31 @@ def test_measured_and_reported_stand_apart_and_show_their_difference(tmp_path: P
     assert "29.90 (measured" in text
     assert "0.80–0.82 (?)" in text
     assert "not verified in its source" in text
+
+
+@pytest.mark.parametrize(("samples", "compared"), [(80, True), (50_000, False)])
+def test_only_results_of_as_many_files_are_set_against_published_numbers(
+    tmp_path: Path, entry, samples: int, compared: bool
+) -> None:
+    paper = PAPER.replace("size = [256, 256]", f"size = [256, 256]\nsamples = {samples}")
+    (board,) = declared_boards(load_declared(_declare(tmp_path, paper=paper)), [entry("mine", _noisy(0))])
+    frame = to_frame(board)
+    assert ("psnr_measured_difference" in frame and frame["psnr_measured_difference"].notna().any()) == compared
+    assert ("measured on 80 files, published on 50,000: not comparable" in board.notes) != compared
+
+
+@pytest.mark.parametrize(("samples", "stands"), [(80, True), (50_000, False)])
+def test_a_run_on_a_whole_copy_of_the_data_stands_beside_published_numbers(
+    tmp_path: Path, entry, samples: int, stands: bool
+) -> None:
+    paper = PAPER.replace("size = [256, 256]", f"size = [256, 256]\nsamples = {samples}")
+    found = declared_boards(
+        load_declared(_declare(tmp_path, paper=paper)),
+        [entry("mine", _noisy(0), suite="small+val"), entry("other", _noisy(0), suite="smaller")],
+    )
+    assert [(board.suite, len(board.rows)) for board in found] == (
+        [("small+val", 2), ("smaller", 1)] if stands else [("one", 1), ("small+val", 1), ("smaller", 1)]
+    )
 
 
 def test_a_board_without_results_shows_published_numbers_only(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tokbench.errors import MissingExtra, UsageError
+from tokbench.errors import MissingExtra, UsageError, install_command
 from tokbench.metrics._optional import optional
 from tokbench.metrics.latency import Latency
 from tokbench.metrics.robustness import Idempotence, ShiftStability
@@ -35,4 +35,4 @@ def test_what_a_package_says_at_import_stays_out_of_a_run(tmp_path: Path, monkey
 def test_an_absent_package_names_itself_and_the_extra() -> None:
     with pytest.raises(MissingExtra, match="the metric needs the package pip-name") as absent:
         optional("no_such_module_of_tokbench", "the metric", package="pip-name", extra="ocr")
-    assert absent.value.fix == 'pip install "tokbench[ocr]"'
+    assert absent.value.fix == install_command("ocr")

