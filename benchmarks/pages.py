@@ -21,8 +21,9 @@ import numpy as np
 
 from tokbench.compare import compare, find
 from tokbench.entries import Entry, entries
-from tokbench.leaderboard import ranked_boards, to_csv, to_markdown
+from tokbench.leaderboard import ranked_boards
 from tokbench.page import to_html
+from tokbench.renderings import to_csv, to_markdown
 from tokbench.report import to_html as report_html
 from tokbench.rows import Row, statistic, write_rows
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tokbench.leaderboard import boards, to_tables
+from tokbench.leaderboard import boards
+from tokbench.renderings import to_tables
 from tokbench.store import Store
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokbench.catalog import at_point
 from tokbench.cli.listing import geometry
-from tokbench.leaderboard import escape_markdown
+from tokbench.markup import escape_markdown
 from tokbench.registry import catalogs
 from tokbench.spec import Card, TokenizerSpec
 

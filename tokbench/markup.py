@@ -1,4 +1,4 @@
-"""HTML pages from the package's templates: escaped text, JSON that may stand in a script element, style and script inside."""
+"""Text that may stand in a page: templates filled and escaped, JSON in script elements, cells of Markdown tables."""
 
 from __future__ import annotations
 
@@ -30,3 +30,9 @@ def script_json(value: object) -> str:
     for char in "<>&\u2028\u2029":
         dumped = dumped.replace(char, f"\\u{ord(char):04x}")
     return dumped
+
+
+def escape_markdown(text: str) -> str:
+    """Make any text harmless inside a Markdown table cell."""
+    table = {ord(char): f"\\{char}" for char in "\\`*_[]|#"} | {ord("<"): "&lt;", ord(">"): "&gt;", ord("\n"): " "}
+    return text.translate(table)

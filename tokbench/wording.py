@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokbench.leaderboard import escape_markdown
+from tokbench.markup import escape_markdown
 from tokbench.verdicts import ColumnReport, Comparison, PairReport
 
 HEADER = ("column", "base", "candidate", "difference", "95 % interval", "allowed", "n", "verdict")

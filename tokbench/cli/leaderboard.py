@@ -41,7 +41,7 @@ def leaderboard(
     import json
 
     from tokbench.errors import StoreError
-    from tokbench.leaderboard import to_csv, to_markdown
+    from tokbench.renderings import to_csv, to_markdown
     from tokbench.store import write_text
 
     stores = output or ([] if declared else [Path("results")])

@@ -145,7 +145,7 @@ def print_boards(found: Iterable[Board]) -> None:
     from rich.text import Text
 
     from tokbench.cli.tables import print_tables, terminal_width
-    from tokbench.leaderboard import to_tables
+    from tokbench.renderings import to_tables
 
     for board in found:
         print_tables([Text(board.title, style="bold"), *to_tables(board, terminal_width())])

@@ -11,7 +11,8 @@ import jsonschema
 import pytest
 
 import tokbench
-from tokbench.leaderboard import boards, to_csv, to_markdown
+from tokbench.leaderboard import boards
+from tokbench.renderings import to_csv, to_markdown
 from tokbench.rows import Row, read_rows, statistic, write_rows
 from tokbench.session import Request, run
 from tokbench.store import Store, slug, write_json

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from tokbench.errors import UsageError
-from tokbench.leaderboard import declared_boards, ranked_boards, to_csv, to_frame, to_markdown
+from tokbench.leaderboard import declared_boards, ranked_boards
 from tokbench.published import Budget, load_declared
 from tokbench.ranks import ranks
+from tokbench.renderings import to_csv, to_frame, to_markdown
 
 ROOT = Path(__file__).parents[3] / "leaderboards"
 RNG = np.random.default_rng(3)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tokbench.gallery import FOLDER, Keeper, Wanted, settle
-from tokbench.leaderboard import declared_boards, ranked_boards, to_csv, to_markdown
+from tokbench.leaderboard import declared_boards, ranked_boards
 from tokbench.page import to_html
 from tokbench.plots import Point, scatter
 from tokbench.published import load_declared
+from tokbench.renderings import to_csv, to_markdown
 from tokbench.spec import TokenizerSpec
 from tokbench.types import Code, Sample
 

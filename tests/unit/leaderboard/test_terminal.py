@@ -12,7 +12,8 @@ from rich.console import Console
 
 from tokbench.cli.compare import _notes, _tables
 from tokbench.cli.run import _failures
-from tokbench.leaderboard import Board, boards, to_csv, to_markdown, to_tables
+from tokbench.leaderboard import Board, boards
+from tokbench.renderings import to_csv, to_markdown, to_tables
 from tokbench.verdicts import ColumnReport, PairReport
 
 
