@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -18,7 +18,7 @@ from tokbench.types import FloatArray, Sample, State
 
 from ._backbones import digest, fetch
 from ._exact import SHIFTS, Array, Moments, add_rows, bounded, count, kept_rows, moments, on_grid
-from .features import INCEPTION, Front, Inception, Variant
+from .features import INCEPTION, Front, Inception, Side, Variant
 
 Indices = npt.NDArray[np.int64]
 
@@ -58,7 +58,47 @@ PRESETS: Mapping[str, Preset] = {
 """Preset -> its arithmetic. What comes before it (crop, size, data) is the suite's."""
 
 
-class Rfid:
+class FrechetDistance:
+    """What the metrics that are Fréchet distances share: exact sums of a network's features, a side each.
+
+    Args:
+        column: Where the distance stands.
+        features: Gives the (B, d) features of one side of a batch; what it raises, `update` raises.
+        divide_by_n: Whether covariances are divided by n in place of n - 1.
+    """
+
+    def __init__(self, column: str, features: Callable[[Sample, Side], Tensor], *, divide_by_n: bool = False) -> None:
+        self.column, self.features, self._divide_by_n = column, features, divide_by_n
+
+    def init(self) -> State:
+        """Return the empty state."""
+        return {}
+
+    def update(self, state: State, sample: Sample) -> State:
+        """Return `state` with the reconstructions of a batch added. Raises NotApplicable, NotAvailable."""
+        return self._added(state, sample, "reconstruction")
+
+    def update_reference(self, state: State, sample: Sample) -> State:
+        """Return `state` with the references of a batch added: the part that every tokenizer shares."""
+        return self._added(state, sample, "reference")
+
+    def bound(self, state: State) -> State:
+        """Return an equal state of bounded size."""
+        return bounded(bounded(state, "reference"), "reconstruction")
+
+    def on_subsets(self, reference: FloatArray, reconstruction: FloatArray, subsets: Indices) -> Array:
+        """Return the distance of each of (R, m) subsets of the samples, given their (N, d) features."""
+        return subset_distances(reference, reconstruction, subsets, divide_by_n=self._divide_by_n)
+
+    def compute(self, state: State) -> dict[str, float | None]:
+        """Return the distance; None with fewer than two samples."""
+        return {self.column: distance(state, divide_by_n=self._divide_by_n)}
+
+    def _added(self, state: State, sample: Sample, side: Side) -> State:
+        return self.bound(add_rows(state, side, sample.keys, self.features(sample, side)))
+
+
+class Rfid(FrechetDistance):
     """Reconstruction FID of images, in one of the nine forms that are published under that name.
 
     `rfid` is the preset `torch-fidelity`: 8-bit images, TensorFlow-compatible Inception and resize, n - 1. It is what
@@ -92,7 +132,8 @@ class Rfid:
         self._name, self._preset, self._weights, self._covariance = preset, PRESETS[preset], weights, covariance
         self._extract = Inception(self._preset.front, weights)
         own = "" if preset == DEFAULT else f"_{preset.replace('-', '_')}"
-        self.column = f"rfid{own}{'_biased' if covariance == 'n' else ''}"
+        column = f"rfid{own}{'_biased' if covariance == 'n' else ''}"
+        super().__init__(column, self._seen, divide_by_n=covariance == "n")
         self.undefined: Mapping[str, str] = {self.column: "needs at least two images"}
 
     @cached_property
@@ -120,39 +161,11 @@ class Rfid:
         """Download the weights where they are absent and `offline` allows it."""
         fetch(INCEPTION, self._weights, offline)
 
-    def init(self) -> State:
-        """Return the empty state."""
-        return {}
-
-    def update(self, state: State, sample: Sample) -> State:
-        """Return `state` with the reconstructions of a batch added.
-
-        Raises:
-            WeightsAbsent: Inception's weights are not on this machine.
-        """
-        found = self._extract(sample, "reconstruction", self._preset.variant)
-        return self.bound(add_rows(state, "reconstruction", sample.keys, found.pool))
-
-    def update_reference(self, state: State, sample: Sample) -> State:
-        """Return `state` with the references of a batch added: the part that every tokenizer shares."""
-        if (
-            self._preset.reference == "truncated"
-        ):  # the one preset with its front end: no pass is lost by a memo of its own
+    def _seen(self, sample: Sample, side: Side) -> Tensor:
+        if side == "reference" and self._preset.reference == "truncated":
+            # The one preset with its front end: no pass is lost by a memo of its own.
             sample = replace(sample, reference=truncated(sample.reference), memo={})
-        found = self._extract(sample, "reference", self._preset.variant)
-        return self.bound(add_rows(state, "reference", sample.keys, found.pool))
-
-    def bound(self, state: State) -> State:
-        """Return an equal state of bounded size."""
-        return bounded(bounded(state, "reference"), "reconstruction")
-
-    def on_subsets(self, reference: FloatArray, reconstruction: FloatArray, subsets: Indices) -> Array:
-        """Return the distance of each of (R, m) subsets of the images, given their (N, d) features."""
-        return subset_distances(reference, reconstruction, subsets, divide_by_n=self._covariance == "n")
-
-    def compute(self, state: State) -> dict[str, float | None]:
-        """Return the distance; None with fewer than two images."""
-        return {self.column: distance(state, divide_by_n=self._covariance == "n")}
+        return self._extract(sample, side, self._preset.variant).pool
 
 
 def truncated(x: Tensor) -> Tensor:

@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
+from torch import Tensor
 
 from tokbench.errors import UsageError
 from tokbench.spec import Column, MetricSpec
-from tokbench.types import FloatArray, Sample, State
+from tokbench.types import Sample
 
 from ._backbones import digest, fetch
-from ._exact import SHIFTS, Array, add_rows, bounded
-from .features import Variant
-from .frechet import distance, subset_distances
+from ._exact import SHIFTS
+from .features import Side, Variant
+from .frechet import FrechetDistance
 from .i3d import FRAMES, WEIGHTS, Fit, I3d
 
-Indices = npt.NDArray[np.int64]
 Covariance = Literal["n-1", "n"]
 
 DEFAULT = "tokenbench"
@@ -59,7 +57,7 @@ PRESETS: Mapping[str, Preset] = {
 """Preset -> its arithmetic. What comes before it (frames, size, data) is the suite's."""
 
 
-class Rfvd:
+class Rfvd(FrechetDistance):
     """Reconstruction Fréchet video distance of clips, in one of the seven forms that are published under that name.
 
     `rfvd` is the preset `tokenbench`: 8-bit frames, aspect ratio kept, the network with TF-Hub's epsilon, n - 1. Other presets
@@ -94,11 +92,11 @@ class Rfvd:
         self._extract = I3d(self._preset.fit, self._preset.epsilon, weights)
         own = "" if preset == DEFAULT else f"_{preset.replace('-', '_')}"
         changed = (
-            ""
-            if self._covariance == self._preset.covariance
-            else {"n": "_biased", "n-1": "_unbiased"}[self._covariance]
+            {"n": "_biased", "n-1": "_unbiased"}[self._covariance]
+            if self._covariance != self._preset.covariance
+            else ""
         )
-        self.column = f"rfvd{own}{changed}"
+        super().__init__(f"rfvd{own}{changed}", self._seen, divide_by_n=self._covariance == "n")
         self.undefined: Mapping[str, str] = {self.column: "needs at least two clips"}
 
     @cached_property
@@ -127,33 +125,5 @@ class Rfvd:
         """Download the weights where they are absent and `offline` allows it."""
         fetch(WEIGHTS, self._weights, offline)
 
-    def init(self) -> State:
-        """Return the empty state."""
-        return {}
-
-    def update(self, state: State, sample: Sample) -> State:
-        """Return `state` with the reconstructions of a batch added.
-
-        Raises:
-            NotApplicable: No video, or clips of fewer than nine frames.
-            WeightsAbsent: I3D's weights are not on this machine.
-        """
-        found = self._extract(sample, "reconstruction", self._preset.variant)
-        return self.bound(add_rows(state, "reconstruction", sample.keys, found))
-
-    def update_reference(self, state: State, sample: Sample) -> State:
-        """Return `state` with the references of a batch added: the part that every tokenizer shares."""
-        found = self._extract(sample, "reference", self._preset.variant)
-        return self.bound(add_rows(state, "reference", sample.keys, found))
-
-    def bound(self, state: State) -> State:
-        """Return an equal state of bounded size."""
-        return bounded(bounded(state, "reference"), "reconstruction")
-
-    def on_subsets(self, reference: FloatArray, reconstruction: FloatArray, subsets: Indices) -> Array:
-        """Return the distance of each of (R, m) subsets of the clips, given their (N, 400) logits."""
-        return subset_distances(reference, reconstruction, subsets, divide_by_n=self._covariance == "n")
-
-    def compute(self, state: State) -> dict[str, float | None]:
-        """Return the distance; None with fewer than two clips."""
-        return {self.column: distance(state, divide_by_n=self._covariance == "n")}
+    def _seen(self, sample: Sample, side: Side) -> Tensor:
+        return self._extract(sample, side, self._preset.variant)

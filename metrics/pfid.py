@@ -10,12 +10,12 @@ from functools import cached_property
 from torch import Tensor
 
 from tokbench.spec import Column, MetricSpec
-from tokbench.types import FloatArray, Sample, State
+from tokbench.types import Sample, State
 
 from ._backbones import digest, fetch, require
-from ._exact import SHIFTS, Array, add_rows, bounded
-from .features import INCEPTION, Inception
-from .frechet import PRESETS, Indices, Rfid, distance
+from ._exact import SHIFTS, add_rows, bounded
+from .features import INCEPTION, Inception, Side
+from .frechet import PRESETS, FrechetDistance, Rfid, distance
 from .perturbation import GRID, check_released, neighbours_of, perturbed, released
 
 COLUMN = "pfid@tokbench-v1"
@@ -117,7 +117,7 @@ class PerturbedFid:
         return out
 
 
-class ReleasedPerturbedFid:
+class ReleasedPerturbedFid(FrechetDistance):
     """Fréchet distance between references and reconstructions under RobustTok's released training perturbation.
 
     The codes are those of the metric `perturbation_released`, whose description says how they differ from the paper's;
@@ -133,9 +133,8 @@ class ReleasedPerturbedFid:
         UsageError: `alpha` is not in [0, 1] or `delta` is below 1.
     """
 
-    column = "pfid_released"
-
     def __init__(self, *, alpha: float = 1.0, delta: int = 100, weights: str = "") -> None:
+        super().__init__("pfid_released", self._seen)
         check_released(self.column, alpha, delta)
         self._alpha, self._delta, self._fid = alpha, delta, Rfid(preset=_PRESET, weights=weights)
         self.undefined: Mapping[str, str] = {self.column: "needs at least two images"}
@@ -159,27 +158,8 @@ class ReleasedPerturbedFid:
         """Download the weights where they are absent and `offline` allows it."""
         self._fid.fetch(offline=offline)
 
-    def init(self) -> State:
-        """Return the empty state."""
-        return {}
-
-    def update(self, state: State, sample: Sample) -> State:
-        """Return `state` with the perturbed reconstructions of a batch added. Raises NotApplicable, WeightsAbsent."""
-        image = released(sample, self._alpha, self._delta)[1]
-        return self._fid.update(state, replace(sample, reconstruction=image, raw=image, memo={}))
-
-    def update_reference(self, state: State, sample: Sample) -> State:
-        """Return `state` with the references of a batch added: the part that every tokenizer shares."""
-        return self._fid.update_reference(state, sample)
-
-    def bound(self, state: State) -> State:
-        """Return an equal state of bounded size."""
-        return self._fid.bound(state)
-
-    def on_subsets(self, reference: FloatArray, reconstruction: FloatArray, subsets: Indices) -> Array:
-        """Return the distance of each of (R, m) subsets of the images, given their (N, d) features."""
-        return self._fid.on_subsets(reference, reconstruction, subsets)
-
-    def compute(self, state: State) -> dict[str, float | None]:
-        """Return the distance; None with fewer than two images."""
-        return {self.column: distance(state)}
+    def _seen(self, sample: Sample, side: Side) -> Tensor:
+        if side == "reconstruction":
+            image = released(sample, self._alpha, self._delta)[1]
+            sample = replace(sample, reconstruction=image, raw=image, memo={})
+        return self._fid.features(sample, side)

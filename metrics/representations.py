@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,18 +14,16 @@ from tokbench.spec import Column, MetricSpec
 from tokbench.types import FloatArray, Sample, State
 
 from . import vit
-from ._exact import SHIFTS, Array, add_rows, bounded
+from ._exact import SHIFTS, Array
 from ._hub import fetch, identity
 from ._pools import add_pool, pool_rows, smallest
-from .frechet import distance, subset_distances
-
-Indices = npt.NDArray[np.int64]
+from .frechet import FrechetDistance, Indices
 
 SIGMA, SCALE = 10.0, 1000.0
 _BLOCK = 1024
 
 
-class FdDinov2:
+class FdDinov2(FrechetDistance):
     """Fréchet distance between DINOv2 features of references and reconstructions; lower is closer.
 
     The protocol of dgm-eval with its defaults: ViT-L/14, PIL bicubic to 224, ImageNet's mean and deviation, class token,
@@ -40,10 +37,9 @@ class FdDinov2:
         weights: A folder with `config.json` and the weights where they are in no usual place.
     """
 
-    column = "fd_dinov2"
-
     def __init__(self, *, model: str = "facebook/dinov2-large", weights: str = "") -> None:
         self._encoder = vit.dinov2(model, weights)
+        super().__init__("fd_dinov2", self._encoder)
         self.undefined: Mapping[str, str] = {self.column: "needs at least two images"}
 
     @cached_property
@@ -68,31 +64,6 @@ class FdDinov2:
     def fetch(self, *, offline: bool) -> None:
         """Download the weights where they are absent and `offline` allows it."""
         fetch(self._encoder.checkpoint, offline)
-
-    def init(self) -> State:
-        """Return the empty state."""
-        return {}
-
-    def update(self, state: State, sample: Sample) -> State:
-        """Return `state` with the reconstructions of a batch added. Raises NotAvailable."""
-        found = self._encoder(sample, "reconstruction")
-        return self.bound(add_rows(state, "reconstruction", sample.keys, found))
-
-    def update_reference(self, state: State, sample: Sample) -> State:
-        """Return `state` with the references of a batch added: the part that every tokenizer shares."""
-        return self.bound(add_rows(state, "reference", sample.keys, self._encoder(sample, "reference")))
-
-    def bound(self, state: State) -> State:
-        """Return an equal state of bounded size."""
-        return bounded(bounded(state, "reference"), "reconstruction")
-
-    def on_subsets(self, reference: FloatArray, reconstruction: FloatArray, subsets: Indices) -> Array:
-        """Return the distance of each of (R, m) subsets of the images, given their (N, d) features."""
-        return subset_distances(reference, reconstruction, subsets)
-
-    def compute(self, state: State) -> dict[str, float | None]:
-        """Return the distance; None with fewer than two images."""
-        return {self.column: distance(state)}
 
 
 class Cmmd:
